@@ -1,0 +1,40 @@
+// PagedKvView: one layer of a paged KV cache, Rarefy's own or another engine's. A row is one token of one KV head and is
+// contiguous (head_dim elements); where rows lie is up to the strides, so that NHD ([page, token, head]), HND ([page, head,
+// token]) and head-major pools all work in place. Non-owning; keys and values share one layout.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "rarefy/core/dtype.h"
+
+namespace rarefy {
+
+struct PagedKvView {
+  const void* keys = nullptr;    // [num_pages, page_size, num_kv_heads, head_dim] dtype; any order of strides; rows contiguous
+  const void* values = nullptr;  // [num_pages, page_size, num_kv_heads, head_dim] dtype; same strides as keys
+  DType dtype = DType::bf16;
+  int64_t page_stride = 0;   // elements from a page to the next
+  int64_t token_stride = 0;  // elements from a token to the next within a page
+  int64_t head_stride = 0;   // elements from a KV head to the next
+  int32_t num_pages = 0;
+  int32_t page_size = 0;  // tokens; a power of two
+  int32_t num_kv_heads = 0;
+  int32_t head_dim = 0;
+
+  const int32_t* page_table = nullptr;  // [batch, max_pages_per_sequence] i32; physical page of each logical page
+  int32_t max_pages_per_sequence = 0;
+  const int32_t* kv_lens = nullptr;  // [batch] i32; cached tokens of each sequence, the current ones included
+
+  // Element offset of a row from `keys` or `values`. Pre: 0 <= token < kv_lens[sequence].
+  int64_t row_offset(int32_t sequence, int32_t token, int32_t kv_head) const {
+    const int32_t page = page_table[static_cast<int64_t>(sequence) * max_pages_per_sequence + token / page_size];
+    return page * page_stride + (token % page_size) * token_stride + kv_head * head_stride;
+  }
+};
+
+// Checks what can be known on the host: pointers, strides, power-of-two pages, lengths within the page table, pages within
+// the pool.
+Status validate(const PagedKvView& kv, int32_t batch);
+
+}  // namespace rarefy

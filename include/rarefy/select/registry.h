@@ -1,0 +1,31 @@
+// Selectors by name. Built-in ones are always there; an application adds its own with register_selector() and finds it in
+// policies, benchmarks and tools at once. Thread-safe.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "rarefy/select/selector.h"
+
+namespace rarefy {
+
+// Makes a selector from its options, the text after the colon in a policy ("int8" in "quest16:int8").
+using SelectorFactory =
+    std::function<Expected<std::shared_ptr<const Selector>>(const SelectorShape& shape, std::string_view options)>;
+
+struct SelectorInfo {
+  std::string name;         // "quest16"
+  std::string options;      // what may follow the colon: "bf16 (default), int8"
+  std::string description;  // one line
+};
+
+Status register_selector(SelectorInfo info, SelectorFactory factory);
+std::vector<SelectorInfo> list_selectors();
+
+// `text` is a policy's index= value, e.g. "sign" or "quest16:int8".
+Expected<std::shared_ptr<const Selector>> make_selector(std::string_view text, const SelectorShape& shape);
+
+}  // namespace rarefy

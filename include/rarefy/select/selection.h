@@ -1,0 +1,58 @@
+// Selection: from queries, an index and a policy to the IndexSet of one step.
+//
+// For every KV head: score all tokens for the queries of its group; let L_h be the log-sum-exp of head h's scores (from a
+// sample that does not depend on the random numbers); rank token i by a_i = max_h (s_hi - L_h), the largest estimated
+// probability over the group; spend the budget (Policy::spend). Randomness is keyed by (seed, layer, kv head, position,
+// token), so a request gets the same tokens whatever else runs, whatever the number of threads.
+//
+// One Selection owns the scratch memory of one sequence of calls; it belongs to one thread at a time.
+#pragma once
+
+#include <memory>
+
+#include "rarefy/attention/index_set.h"
+#include "rarefy/kv/kv_cache.h"
+#include "rarefy/select/policy.h"
+#include "rarefy/select/selector.h"
+
+namespace rarefy {
+
+struct SelectionStep {
+  int32_t layer = 0;
+  float scale = 1.0f;
+  uint64_t seed = 0;
+  int64_t position = 0;     // of the query token
+  const float* q = nullptr; // [num_q_heads, head_dim] f32; after RoPE, unscaled
+};
+
+// What the step read, for bytes_ratio and reports.
+struct SelectionCost {
+  int64_t tokens_selected = 0;  // over all lists
+  int64_t tokens_cached = 0;    // over all lists
+  int64_t index_bytes = 0;      // read by scoring
+};
+
+class Selection {
+ public:
+  // `selector` must have been made for this cache's shape.
+  static Expected<Selection> make(const Policy& policy, std::shared_ptr<const Selector> selector,
+                                  const SelectorShape& shape, KvCache& cache);
+  Selection(Selection&&) noexcept;
+  Selection& operator=(Selection&&) noexcept;
+  ~Selection();
+
+  // Encodes the tokens of a layer that its index does not hold yet; the pending tokens of an append included.
+  Status update_index(KvSequence& sequence, int32_t layer);
+  // Fills row 0 of `set`, one list per KV head. Pre: update_index was called for this layer, the layer is not dense.
+  Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost);
+
+  const Selector& selector() const;
+
+  class Impl;
+  explicit Selection(std::unique_ptr<Impl> impl);
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace rarefy
