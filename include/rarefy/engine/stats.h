@@ -1,0 +1,89 @@
+// What a run did and how far it strayed: timings, traffic, estimated errors and audited errors. Every error figure carries its
+// label: *estimated* figures come from the certificate of the sampling, *audited* ones from dense attention recomputed beside
+// the sparse one. Plain values; mergeable; no locks.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "rarefy/core/status.h"
+
+namespace rarefy {
+
+// Quantiles of non-negative numbers in constant memory: counts on a logarithmic grid of 2 % steps from 1e-8 to 1e4, plus the
+// exact extremes. A quantile is exact to one grid step.
+class QuantileSketch {
+ public:
+  void add(double value);
+  void merge(const QuantileSketch& other);
+  int64_t count() const { return count_; }
+  double mean() const { return count_ > 0 ? sum_ / static_cast<double>(count_) : 0.0; }
+  double mean_square() const { return count_ > 0 ? sum_of_squares_ / static_cast<double>(count_) : 0.0; }
+  double max() const { return max_; }
+  double quantile(double p) const;  // 0 <= p <= 1; 0 when empty
+
+ private:
+  static constexpr int32_t kNumBins = 1400;  // ln(1e12) / ln(1.02) = 1396
+  int64_t count_ = 0;
+  double sum_ = 0.0, sum_of_squares_ = 0.0;
+  double min_ = 0.0, max_ = 0.0;
+  std::vector<int64_t> bins_;  // empty until the first add
+};
+
+// KV traffic of decode steps. `dense_bytes` is what dense attention would have read in the same steps.
+struct Traffic {
+  int64_t dense_layer_steps = 0;   // (layer, step) pairs that ran dense
+  int64_t sparse_layer_steps = 0;  // (layer, step) pairs that ran through an IndexSet
+  int64_t tokens_read = 0;         // over all lists
+  int64_t tokens_cached = 0;
+  int64_t row_bytes = 0;
+  int64_t index_bytes = 0;
+  int64_t dense_bytes = 0;
+
+  double density() const { return tokens_cached > 0 ? static_cast<double>(tokens_read) / static_cast<double>(tokens_cached) : 1.0; }
+  double bytes_ratio() const {
+    return dense_bytes > 0 ? static_cast<double>(row_bytes + index_bytes) / static_cast<double>(dense_bytes) : 1.0;
+  }
+};
+
+// Where the largest audited error was seen.
+struct WorstPlace {
+  double error = 0.0;
+  int32_t layer = -1;
+  int32_t head = -1;
+  int64_t position = -1;
+};
+
+// Dense recomputation of a sample of (layer, step) pairs.
+struct AuditStats {
+  int64_t layer_steps = 0;                  // audited pairs
+  QuantileSketch error;                     // |out - dense| / |dense| per head
+  std::vector<QuantileSketch> layer_error;  // [num_layers]
+  std::vector<QuantileSketch> head_error;   // [num_layers * num_q_heads]
+  QuantileSketch mass;                      // attention probability of the selected tokens under dense attention
+  QuantileSketch certificate_ratio;         // audited error / estimated error, where the latter is not 0
+  int64_t certificate_pairs = 0;            // heads with an estimated error
+  int64_t certificate_covered = 0;          // of these, audited error <= 1.96 * estimated error
+  WorstPlace worst;
+};
+
+struct RunStats {
+  int64_t prefill_tokens = 0;
+  double prefill_seconds = 0.0;
+  int64_t decode_tokens = 0;
+  double decode_seconds = 0.0;  // audits excluded
+  double audit_seconds = 0.0;
+  std::string policy;  // resolved text
+  Traffic traffic;
+  QuantileSketch estimated_error;  // out_rel_std per (step, layer, head) of sparse layers
+  AuditStats audit;
+
+  double prefill_tokens_per_second() const { return prefill_seconds > 0 ? static_cast<double>(prefill_tokens) / prefill_seconds : 0.0; }
+  double decode_tokens_per_second() const { return decode_seconds > 0 ? static_cast<double>(decode_tokens) / decode_seconds : 0.0; }
+  void merge(const RunStats& other);  // adds another run; keeps this policy text
+  std::string to_json() const;        // one line
+};
+
+}  // namespace rarefy
