@@ -1,0 +1,62 @@
+// DecodeAttention: what a session does with one layer's queries, keys and values. It stores keys and values in the cache,
+// keeps the index up to date, picks tokens by the policy, runs the attention kernel, and counts and audits what happened.
+#pragma once
+
+#include <optional>
+
+#include "core/aligned_buffer.h"
+#include "engine/engine_impl.h"
+#include "rarefy/select/selection.h"
+
+namespace rarefy {
+
+class DecodeAttention : public AttentionSink {
+ public:
+  explicit DecodeAttention(Engine::Impl& engine) : engine_(&engine) {}
+
+  // Prepares for a policy: index, selection scratch, sparse plan. Builds the index over what `sequence` holds.
+  Status set_policy(const Policy& policy, KvSequence& sequence);
+  // The policy of another session over the same cached tokens, whose index is built already.
+  void adopt_policy(const DecodeAttention& other);
+  const Policy& policy() const { return policy_; }
+
+  uint64_t seed = 0;
+  AuditOptions audit;
+  RunStats stats;
+
+  // Between begin and the end of a forward pass, attend() works on `sequence`, whose pending tokens it fills.
+  enum class Mode { prefill, decode };
+  void begin(KvSequence& sequence, Mode mode);
+
+  Status attend(int32_t layer, int32_t num_tokens,
+                const float* q,       // [num_tokens, num_q_heads, head_dim] f32
+                const float* k,       // [num_tokens, num_kv_heads, head_dim] f32
+                const float* v,       // [num_tokens, num_kv_heads, head_dim] f32
+                float* out) override; // [num_tokens, num_q_heads, head_dim] f32
+
+ private:
+  Status run_dense(const DecodeArgs& args);
+  Status run_sparse(int32_t layer, DecodeArgs args, const float* q);  // q: [num_q_heads, head_dim] f32
+  Status ensure_selection();
+  bool layer_uses_index(int32_t layer) const;
+  bool should_audit(int32_t layer, int64_t position) const;
+  // `sparse` has run; recomputes densely and records the difference.
+  Status run_audit(int32_t layer, int64_t position, const DecodeArgs& sparse);
+  int64_t row_bytes() const;  // of one token and KV head, key and value
+
+  Engine::Impl* engine_;
+  KvSequence* sequence_ = nullptr;
+  Mode mode_ = Mode::decode;
+  Policy policy_;  // dense until set
+  std::shared_ptr<const Selector> selector_;  // null while dense
+  std::optional<DecodePlan> sparse_plan_;     // set with selector_
+  std::optional<Selection> selection_;        // scratch of this session, made on first use
+  IndexSet set_;
+  AlignedBuffer workspace_;
+  std::vector<float> rel_std_, out_rel_std_;        // [num_q_heads] f32
+  std::vector<float> lse_;                          // [num_q_heads] f32; of the dense recomputation
+  std::vector<float> selected_lse_;                 // [num_q_heads] f32; of the selected tokens without weights
+  std::vector<float> dense_out_, unweighted_out_;   // [num_q_heads, head_dim] f32
+};
+
+}  // namespace rarefy

@@ -1,0 +1,129 @@
+#include "rarefy/engine/stats.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace rarefy {
+namespace {
+
+constexpr double kSmallest = 1e-8;
+const double kLogStep = std::log(1.02);
+
+nlohmann::json to_json_object(const QuantileSketch& sketch) {
+  return {{"count", sketch.count()},         {"mean", sketch.mean()},
+          {"p50", sketch.quantile(0.5)},     {"p95", sketch.quantile(0.95)},
+          {"max", sketch.max()}};
+}
+
+}  // namespace
+
+void QuantileSketch::add(double value) {
+  if (std::isnan(value)) return;
+  if (bins_.empty()) bins_.resize(kNumBins);
+  min_ = count_ == 0 ? value : std::min(min_, value);
+  max_ = count_ == 0 ? value : std::max(max_, value);
+  ++count_;
+  sum_ += value;
+  sum_of_squares_ += value * value;
+  const double position = value > kSmallest ? std::log(value / kSmallest) / kLogStep : 0.0;
+  ++bins_[static_cast<size_t>(std::clamp(position, 0.0, static_cast<double>(kNumBins - 1)))];
+}
+
+void QuantileSketch::merge(const QuantileSketch& other) {
+  if (other.count_ == 0) return;
+  if (bins_.empty()) bins_.resize(kNumBins);
+  min_ = count_ == 0 ? other.min_ : std::min(min_, other.min_);
+  max_ = count_ == 0 ? other.max_ : std::max(max_, other.max_);
+  count_ += other.count_;
+  sum_ += other.sum_;
+  sum_of_squares_ += other.sum_of_squares_;
+  for (int32_t bin = 0; bin < kNumBins; ++bin) bins_[bin] += other.bins_[bin];
+}
+
+double QuantileSketch::quantile(double p) const {
+  if (count_ == 0) return 0.0;
+  const auto rank = static_cast<int64_t>(std::ceil(std::clamp(p, 0.0, 1.0) * static_cast<double>(count_)));
+  if (rank <= 1) return min_;
+  if (rank >= count_) return max_;
+  int64_t seen = 0;
+  for (int32_t bin = 0; bin < kNumBins; ++bin) {
+    seen += bins_[bin];
+    // The middle of the bin, never outside what was seen.
+    if (seen >= rank) return std::clamp(kSmallest * std::exp((bin + 0.5) * kLogStep), min_, max_);
+  }
+  return max_;
+}
+
+void RunStats::merge(const RunStats& other) {
+  prefill_tokens += other.prefill_tokens;
+  prefill_seconds += other.prefill_seconds;
+  decode_tokens += other.decode_tokens;
+  decode_seconds += other.decode_seconds;
+  audit_seconds += other.audit_seconds;
+  traffic.dense_layer_steps += other.traffic.dense_layer_steps;
+  traffic.sparse_layer_steps += other.traffic.sparse_layer_steps;
+  traffic.tokens_read += other.traffic.tokens_read;
+  traffic.tokens_cached += other.traffic.tokens_cached;
+  traffic.row_bytes += other.traffic.row_bytes;
+  traffic.index_bytes += other.traffic.index_bytes;
+  traffic.dense_bytes += other.traffic.dense_bytes;
+  estimated_error.merge(other.estimated_error);
+
+  audit.layer_steps += other.audit.layer_steps;
+  audit.error.merge(other.audit.error);
+  audit.layer_error.resize(std::max(audit.layer_error.size(), other.audit.layer_error.size()));
+  for (size_t i = 0; i < other.audit.layer_error.size(); ++i) audit.layer_error[i].merge(other.audit.layer_error[i]);
+  audit.head_error.resize(std::max(audit.head_error.size(), other.audit.head_error.size()));
+  for (size_t i = 0; i < other.audit.head_error.size(); ++i) audit.head_error[i].merge(other.audit.head_error[i]);
+  audit.mass.merge(other.audit.mass);
+  audit.certificate_ratio.merge(other.audit.certificate_ratio);
+  audit.certificate_pairs += other.audit.certificate_pairs;
+  audit.certificate_covered += other.audit.certificate_covered;
+  if (other.audit.worst.error > audit.worst.error || audit.worst.layer < 0) audit.worst = other.audit.worst;
+}
+
+std::string RunStats::to_json() const {
+  nlohmann::json json = {
+      {"policy", policy},
+      {"prefill_tokens", prefill_tokens},
+      {"prefill_seconds", prefill_seconds},
+      {"prefill_tokens_per_second", prefill_tokens_per_second()},
+      {"decode_tokens", decode_tokens},
+      {"decode_seconds", decode_seconds},
+      {"decode_tokens_per_second", decode_tokens_per_second()},
+      {"audit_seconds", audit_seconds},
+      {"density", traffic.density()},
+      {"bytes_ratio", traffic.bytes_ratio()},
+      {"row_bytes", traffic.row_bytes},
+      {"index_bytes", traffic.index_bytes},
+      {"dense_bytes", traffic.dense_bytes},
+      {"dense_layer_steps", traffic.dense_layer_steps},
+      {"sparse_layer_steps", traffic.sparse_layer_steps},
+      {"estimated", {{"out_rel_std", to_json_object(estimated_error)}}},
+  };
+  if (audit.layer_steps > 0) {
+    nlohmann::json layers = nlohmann::json::array();
+    for (const QuantileSketch& layer : audit.layer_error) layers.push_back(to_json_object(layer));
+    nlohmann::json heads = nlohmann::json::array();
+    for (const QuantileSketch& head : audit.head_error) heads.push_back(to_json_object(head));
+    json["audited"] = {
+        {"layer_steps", audit.layer_steps},
+        {"error", to_json_object(audit.error)},
+        {"error_per_layer", layers},
+        {"error_per_head", heads},  // [layer * num_q_heads + head]
+        {"mass", to_json_object(audit.mass)},
+        {"certificate_ratio", to_json_object(audit.certificate_ratio)},
+        {"certificate_pairs", audit.certificate_pairs},
+        {"certificate_covered_95", audit.certificate_covered},
+        {"worst",
+         {{"error", audit.worst.error},
+          {"layer", audit.worst.layer},
+          {"head", audit.worst.head},
+          {"position", audit.worst.position}}},
+    };
+  }
+  return json.dump();
+}
+
+}  // namespace rarefy
