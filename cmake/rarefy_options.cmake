@@ -11,3 +11,20 @@ add_library(rarefy_warnings INTERFACE)
 target_compile_options(rarefy_warnings INTERFACE -Wall -Wextra $<$<BOOL:${RAREFY_WERROR}>:-Werror>)
 # No contraction of a*b+c behind our back: the same source gives the same bits on every compiler.
 target_compile_options(rarefy_warnings INTERFACE -ffp-contract=off)
+
+# Sanitizers go into everything that is compiled here, tests included; a finding ends the program.
+set(RAREFY_SANITIZE "" CACHE STRING "Sanitizers for -fsanitize=, e.g. address,undefined")
+if(RAREFY_SANITIZE)
+  add_compile_options(-fsanitize=${RAREFY_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${RAREFY_SANITIZE})
+endif()
+
+# ccache where it is installed and the caller has not chosen a launcher.
+if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
+  find_program(RAREFY_CCACHE ccache)
+  mark_as_advanced(RAREFY_CCACHE)
+  if(RAREFY_CCACHE)
+    set(CMAKE_CXX_COMPILER_LAUNCHER ${RAREFY_CCACHE})
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${RAREFY_CCACHE})
+  endif()
+endif()
