@@ -1,8 +1,7 @@
-"""Build the train / dev / test / unseen text from installed Debian documentation packages.
+"""Build the train / dev / test / unseen text from Debian documentation packages.
 
-Use: python3 build_text.py --out DATA [--unseen-html DIR]
-     Needs: apt-get install sqlite3-doc python3.11-doc postgresql-doc-15 python-django-doc
-     (or --unseen-html with the html folder of an unpacked python-django-doc).
+Use: python3 build_text.py --out DATA [--root DIR ...]
+     Packages: see SOURCES; each must be installed, or unpacked (dpkg-deb -x) under one of the --root folders.
 Writes DATA/{train,dev,test,unseen}.jsonl, one {"id", "source", "text"} a line, and DATA/text_stats.json.
 
 The split is by document and depends only on the document's id. dev and test are never trained on;
@@ -17,16 +16,27 @@ from pathlib import Path
 
 from extract_text import html_to_text
 
+# name: (package, licence, folder, file pattern, documents to take)
 SOURCES = {
-    "sqlite": ("/usr/share/doc/sqlite3", "sqlite3-doc"),
-    "python": ("/usr/share/doc/python3.11/html", "python3.11-doc"),
-    "postgresql": ("/usr/share/doc/postgresql-doc-15/html", "postgresql-doc-15"),
+    "sqlite": ("sqlite3-doc", "public domain", "sqlite3", "*.html", r""),
+    "python": ("python3.11-doc", "PSF-2.0", "python3.11/html", "*.html", r""),
+    "postgresql": ("postgresql-doc-15", "PostgreSQL", "postgresql-doc-15/html", "*.html", r""),
+    "cmake": ("cmake-doc", "BSD-3-Clause", "cmake-data/html", "*.html", r""),
+    "nodejs": ("nodejs-doc", "MIT", "nodejs", "*.html", r""),
+    "httpd": ("apache2-doc", "Apache-2.0", "apache2-doc/manual/en", "*.html", r""),
+    "llvm": ("llvm-14-doc", "Apache-2.0 WITH LLVM-exception", "llvm-14-doc/html", "*.html", r""),
+    "clang": ("clang-14-doc", "Apache-2.0 WITH LLVM-exception", "clang-14/html", "*.html", r""),
+    "sqlalchemy": ("python-sqlalchemy-doc", "MIT", "python-sqlalchemy-doc/html", "*.html", r""),
+    "pandas": ("python-pandas-doc", "BSD-3-Clause", "python-pandas-doc/html", "*.html",
+               r"^(user_guide|getting_started|development)/"),
+    "rust": ("rust-doc", "MIT or Apache-2.0", "rust-doc/html", "*.html",
+             r"^(book/ch|reference|nomicon|rust-by-example|embedded-book|edition-guide|rustc|rustdoc|unstable-book)"),
 }
-UNSEEN = ("django", "/usr/share/doc/python-django-doc/html", "python-django-doc")
+UNSEEN = {"django": ("python-django-doc", "BSD-3-Clause", "python-django-doc/html", "*.html", r"")}
 # Indexes, search pages and generated lists: no prose.
 EXCLUDE = re.compile(
     r"(^|/)(genindex|py-modindex|search|contents|download|copyright|_sources|_static|_modules|bookindex"
-    r"|keyword_index|doclist|sitemap|toc|matrix|hp1|oldnews|changes\b.*hdr)", re.I)
+    r"|keyword_index|print\.html|all\.html|doclist|sitemap|toc|matrix|hp1|oldnews|changes\b.*hdr)", re.I)
 # Long repetitive lists stay in train: they would make held-out text easy to predict.
 TRAIN_ONLY = re.compile(r"(^|/)(release|releaselog|changes|chronology|changelog|whatsnew/changelog|license|legalnotice"
                         r"|errcodes-appendix|sql-keywords-appendix|features|internals|howto/writing-doc)", re.I)
@@ -41,10 +51,15 @@ def split_of(doc_id: str) -> str:
     return "dev" if bucket < HELD_OUT_PERCENT["test"] + HELD_OUT_PERCENT["dev"] else "train"
 
 
-def read_source(name: str, root: Path):
-    for path in sorted(root.rglob("*.html")):
+def find_folder(roots, folder: str):
+    candidates = [root / "usr/share/doc" / folder for root in roots]
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+def read_source(name: str, root: Path, pattern: str, wanted: str):
+    for path in sorted(root.rglob(pattern)):
         relative = path.relative_to(root).as_posix()
-        if EXCLUDE.search(relative) or path.is_symlink():
+        if EXCLUDE.search(relative) or not re.search(wanted, relative) or path.is_symlink():
             continue
         text = html_to_text(path.read_text(encoding="utf-8", errors="replace"))
         if len(text) >= MIN_CHARS:
@@ -69,27 +84,26 @@ def drop_leaks(held_out, known_lines):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--unseen-html", type=Path, default=Path(UNSEEN[1]))
+    parser.add_argument("--root", type=Path, action="append", default=[], help="where packages were unpacked")
     args = parser.parse_args()
-    missing = [package for root, package in SOURCES.values() if not Path(root).is_dir()]
-    if not args.unseen_html.is_dir():
-        missing.append(UNSEEN[2])
+    roots = args.root + [Path("/")]
+    everything = {**SOURCES, **UNSEEN}
+    folders = {name: find_folder(roots, source[2]) for name, source in everything.items()}
+    missing = [everything[name][0] for name, folder in folders.items() if folder is None]
     if missing:
         sys.exit(f"documentation not found; run: apt-get install {' '.join(missing)}")
 
     splits = {"train": [], "dev": [], "test": [], "unseen": []}
     seen = set()
-    for name, (root, _) in SOURCES.items():
-        for doc in read_source(name, Path(root)):
+    for name, (_, _, _, pattern, wanted) in everything.items():
+        for doc in read_source(name, folders[name], pattern, wanted):
             digest = hashlib.sha256(doc["text"].encode()).digest()
-            if digest in seen:
+            train_only = bool(TRAIN_ONLY.search(doc["id"].split("/", 1)[1]))
+            if digest in seen or (train_only and name in UNSEEN):
                 continue
             seen.add(digest)
-            split = "train" if TRAIN_ONLY.search(doc["id"].split("/", 1)[1]) else split_of(doc["id"])
+            split = "unseen" if name in UNSEEN else "train" if train_only else split_of(doc["id"])
             splits[split].append(doc)
-    for doc in read_source(UNSEEN[0], args.unseen_html):
-        if not TRAIN_ONLY.search(doc["id"].split("/", 1)[1]):
-            splits["unseen"].append(doc)
 
     known = {line for doc in splits["train"] for line in lines_of(doc["text"])}
     for name in ("dev", "test", "unseen"):
