@@ -1,0 +1,57 @@
+#include "model/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace rarefy::model {
+
+Expected<MappedFile> MappedFile::open(const std::filesystem::path& path) {
+  const auto failure = [&](const char* what) {
+    return Status(errno == ENOENT ? StatusCode::not_found : StatusCode::io_error,
+                  path.string() + ": cannot " + what + ": " + std::strerror(errno));
+  };
+  // O_NONBLOCK: a named pipe in place of a file must not stop us.
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (file < 0) return failure("open");
+  struct stat info {};
+  if (::fstat(file, &info) != 0) {
+    const Status status = failure("stat");
+    ::close(file);
+    return status;
+  }
+  if (!S_ISREG(info.st_mode)) {
+    ::close(file);
+    return Status::io_error(path.string() + ": expected a file, found something else");
+  }
+  const auto size_bytes = static_cast<std::size_t>(info.st_size);
+  void* data = nullptr;
+  if (size_bytes > 0) data = ::mmap(nullptr, size_bytes, PROT_READ, MAP_PRIVATE, file, 0);
+  if (data == MAP_FAILED) {
+    const Status status = failure("map");
+    ::close(file);
+    return status;
+  }
+  ::close(file);
+  return MappedFile(static_cast<const std::byte*>(data), size_bytes);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_bytes_, other.size_bytes_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_bytes_);
+}
+
+}  // namespace rarefy::model

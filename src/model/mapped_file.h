@@ -1,0 +1,29 @@
+// MappedFile: a file's bytes, read-only, by mmap. The mapping lives as long as the object. A file that another program
+// shortens while it is mapped makes reads past its new end fail with a signal; weights are copied out right after mapping.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+
+#include "rarefy/core/status.h"
+
+namespace rarefy::model {
+
+class MappedFile {
+ public:
+  static Expected<MappedFile> open(const std::filesystem::path& path);
+
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  std::span<const std::byte> bytes() const { return {data_, size_bytes_}; }
+
+ private:
+  MappedFile(const std::byte* data, std::size_t size_bytes) : data_(data), size_bytes_(size_bytes) {}
+  const std::byte* data_ = nullptr;  // [size_bytes_] bytes; page-aligned
+  std::size_t size_bytes_ = 0;
+};
+
+}  // namespace rarefy::model
