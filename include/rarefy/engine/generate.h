@@ -12,8 +12,8 @@ namespace rarefy {
 
 struct GenerateOptions {
   int32_t max_new_tokens = 128;
-  SamplerOptions sampler;
-  std::vector<int32_t> stop_token_ids;  // empty = the model's own
+  SamplerOptions sampler = {};
+  std::vector<int32_t> stop_token_ids = {};  // empty = the model's own
 };
 
 enum class StopReason : int32_t { stop_token = 0, max_new_tokens = 1, context_full = 2, cancelled = 3 };
