@@ -48,10 +48,10 @@ asan: setup-dev
 	$(call build,asan)
 	ctest --preset asan -j $(JOBS)
 
-# libomp finds Archer, its ThreadSanitizer tool, only by its full name.
+# Archer tells ThreadSanitizer about OpenMP's barriers; Ubuntu's libomp finds it only by its full name.
 tsan: setup-dev
 	$(call build,tsan)
-	OMP_TOOL_LIBRARIES=$$(clang++ -print-file-name=libarcher.so) ctest --preset tsan -j $(JOBS)
+	OMP_TOOL_LIBRARIES=$$(realpath $$(clang++ -print-resource-dir)/../../libarcher.so) ctest --preset tsan -j $(JOBS)
 
 long-tests: setup
 	$(call build,release)
