@@ -169,6 +169,11 @@ class TextTest(unittest.TestCase):
             self.assertEqual(len(self.problems(bad)), 1, bad)
         self.assertEqual(len(self.problems("int x;\n", "src/a.h")), 1)
 
+    def test_environment_variables_are_documented(self):
+        text = 'auto* v = std::getenv("RAREFY_NEW");\n'
+        self.assertEqual(len(self.problems(text)), 1)
+        self.assertEqual(load("lint_text").check_text("src/core/a.cc", text, "| `RAREFY_NEW` | 1 |"), [])
+
 
 class HeadersTest(TreeTest):
     def run_lint(self):
