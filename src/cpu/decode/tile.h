@@ -1,0 +1,74 @@
+// The vector part of decode attention: one tile of tokens against the query rows that share it, and the merge of partial
+// results. tile.cc compiles it for every Highway target; decode.cc splits the work and calls it through this table.
+//
+// Vectors of a bf16 cache are taken apart into even and odd elements (one shift and one mask instead of two widenings), so
+// q, sums and spreads are kept in that order ("tile order") and put back by finish_row.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "rarefy/core/dtype.h"
+
+namespace rarefy::cpu {
+
+// 32 tokens: keys and values of this tile and the next, 32 KiB at head_dim 128 in 16 bits, stay within the L1 and L2 caches.
+inline constexpr int32_t kTileTokens = 32;
+inline constexpr int32_t kMaxTileRows = 128;  // 16 query heads of a group x 8 queries
+inline constexpr int32_t kRowStats = 4;
+
+// Running sums of some query rows over the tokens seen so far, relative to exp(maximum).
+struct Partial {
+  float* sum = nullptr;     // [num_rows, head_dim] f32; sum_i p_i v_i; tile order
+  float* spread = nullptr;  // [num_rows, head_dim] f32; sum_i w_i v_i, w = p^2 (1 - pi); nullable: no out_rel_std
+  float* stats = nullptr;   // [num_rows, 4] f32; maximum, sum p, sum w, sum w |v|^2
+};
+
+struct Tile {
+  DType kv_dtype = DType::bf16;
+  int32_t num_rows = 0, head_dim = 0, num_tokens = 0;  // num_tokens: 1 .. kTileTokens
+  const float* q = nullptr;              // [num_rows, head_dim] f32; scaled, tile order
+  const void* const* keys = nullptr;     // [kTileTokens] pointers to [head_dim] kv_dtype; entries past num_tokens repeat the last
+  const void* const* values = nullptr;   // [kTileTokens] pointers to [head_dim] kv_dtype; likewise
+  const void* const* next_keys = nullptr;    // [kTileTokens] pointers; rows to prefetch, nullable
+  const void* const* next_values = nullptr;  // [kTileTokens] pointers; with next_keys
+  const float* log_weight = nullptr;     // [num_tokens] f32; nullable
+  const int32_t* token_ids = nullptr;    // [num_tokens] i32; with last_visible
+  const int32_t* last_visible = nullptr; // [num_rows] i32; largest token a row may see; nullable = all
+  float soft_cap = 0.0f;
+  bool with_variance = false;  // keep the sums of w; of w v as well where Partial::spread is given
+};
+
+// The partial results of one row, split by split.
+struct FinishRow {
+  DType kv_dtype = DType::bf16;
+  int32_t head_dim = 0, num_splits = 0;
+  const float* sum = nullptr;     // [head_dim] f32; of the first split; the next is split_stride floats on
+  const float* spread = nullptr;  // [head_dim] f32; nullable
+  const float* stats = nullptr;   // [4] f32
+  int64_t split_stride = 0;
+  float sink = 0.0f;  // logit; -inf without
+  DType out_dtype = DType::f32;
+  void* out = nullptr;          // [head_dim] out_dtype
+  float* lse = nullptr;         // [1] f32; nullable
+  float* rel_std = nullptr;     // [1] f32; nullable
+  float* out_rel_std = nullptr; // [1] f32; nullable
+};
+
+struct TileFunctions {
+  const char* name;  // "cpu_avx3"
+  int64_t target;    // Highway's bit
+  // One row of queries times `scale`, in tile order.
+  void (*prepare_q)(DType kv_dtype,
+                    const float* q,  // [head_dim] f32
+                    float scale, int32_t head_dim,
+                    float* prepared);  // [head_dim] f32
+  void (*start)(int32_t num_rows, int32_t head_dim, const Partial& partial);
+  void (*add_tile)(const Tile& tile, const Partial& partial);
+  void (*finish_row)(const FinishRow& row);
+};
+
+// Compiled targets, best first; what this machine supports is another matter (hwy::SupportedTargets).
+std::span<const TileFunctions> tile_functions();
+
+}  // namespace rarefy::cpu
