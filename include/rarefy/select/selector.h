@@ -20,6 +20,8 @@ namespace rarefy {
 
 // Largest index block in tokens.
 inline constexpr int32_t kMaxBlockTokens = 256;
+// Largest number of query heads per KV head.
+inline constexpr int32_t kMaxGroup = 16;
 
 struct SelectorShape {
   int32_t num_layers = 0;

@@ -1,0 +1,23 @@
+// Dot products of a few queries with stored rows, and conversion of rows to f32. Used by selectors that read keys or page
+// bounds as they are. Thread-safe; nothing is kept; pointers need no alignment beyond that of their elements.
+#pragma once
+
+#include <cstdint>
+
+#include "rarefy/core/dtype.h"
+
+namespace rarefy::cpu {
+
+// dots[query * dot_stride] = sum over dim of q[query][dim] * row[dim], accumulated in f32.
+void dot_row(const float* q,   // [num_queries, dim] f32
+             int32_t num_queries, int32_t dim,
+             const void* row,  // [dim] dtype; f32, f16, bf16 or u8
+             DType dtype,
+             float* dots,      // [num_queries] f32; dot_stride elements apart
+             int64_t dot_stride);
+
+void rows_to_float(const void* rows,  // [num_rows, dim] dtype; f32, f16 or bf16; row_stride elements apart
+                   DType dtype, int64_t row_stride, int32_t num_rows, int32_t dim,
+                   float* out);       // [num_rows, dim] f32
+
+}  // namespace rarefy::cpu

@@ -1,0 +1,52 @@
+// Scores of 4-bit codes by table lookup: one byte shuffle looks up 16 tokens per 16-byte lane.
+//
+// A block is 16 tokens. Its entry holds `num_lanes` lanes of 16 bytes, then 16 f16 scales. Byte t of lane k holds the codes
+// of token t in groups 2k (low nibble) and 2k + 1 (high nibble); a group is a few dimensions whose value is one of 16
+// patterns. For every query a table gives each pattern's contribution, rounded to 0 .. 62, so that four of them add up in a
+// byte. The score of a token is
+//
+//   scale_t * (step * (sum over groups of table[group][code] - offset))
+//
+// The sum is an integer, hence the same bits on every instruction set. Rounding the table moves a score by at most
+// scale_t * step * num_groups / 2, and by scale_t * step * sqrt(num_groups / 12) as a standard deviation.
+//
+// Thread-safe; nothing is kept.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rarefy::cpu {
+
+inline constexpr int32_t kNibbleBlockTokens = 16;
+inline constexpr int32_t kNibblePatterns = 16;
+inline constexpr int32_t kNibbleLaneBytes = 16;
+inline constexpr int32_t kNibbleLaneMultiple = 4;  // num_lanes is a multiple: 64 bytes, the widest vector in use
+inline constexpr int32_t kNibbleTableMiddle = 31;  // table entries are 31 + (-31 .. 31)
+
+struct NibbleTables {
+  int32_t num_queries = 0;
+  int32_t num_lanes = 0;            // a multiple of kNibbleLaneMultiple
+  const uint8_t* tables = nullptr;  // [num_queries, 2, num_lanes, 16] u8; low nibbles' tables, then high ones'; 64-byte aligned
+  const float* steps = nullptr;     // [num_queries] f32
+};
+
+inline int64_t nibble_table_bytes(int32_t num_lanes) { return int64_t{2} * num_lanes * kNibblePatterns; }
+inline int64_t nibble_block_bytes(int32_t num_lanes) { return int64_t{num_lanes} * kNibbleLaneBytes + 2 * kNibbleBlockTokens; }
+
+// Table of one query: the contribution of pattern p in group g is sum_j coefficients[j][p] * q[g * dims_per_group + j],
+// rounded to a multiple of the returned step. Groups past the last dimension contribute nothing.
+float make_nibble_table(const float* q,             // [head_dim] f32
+                        int32_t head_dim,           // a multiple of dims_per_group
+                        int32_t dims_per_group,
+                        const float* coefficients,  // [dims_per_group, 16] f32
+                        int32_t num_lanes,
+                        uint8_t* table);            // [2, num_lanes, 16] u8
+
+void nibble_scores(const NibbleTables& queries,
+                   const std::byte* const* entries,  // [num_blocks] pointers to [nibble_block_bytes] bytes
+                   int32_t num_blocks,
+                   float* scores,                    // [num_queries, score_stride] f32; 16 per block
+                   int64_t score_stride);
+
+}  // namespace rarefy::cpu

@@ -1,0 +1,166 @@
+#include "select/list_builder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+
+namespace rarefy {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int32_t kSampleBlocks = 128;  // at least, where there are as many: 6 % of 32,768 tokens in blocks of 16
+constexpr int32_t kRunTokens = 512;     // scores of a run and 4 queries take 8 KiB of the L1 cache
+
+int32_t run_blocks(int32_t block_tokens) { return std::clamp(kRunTokens / block_tokens, 1, kMaxRunBlocks); }
+
+float log_add(float a, float b) {
+  const float high = std::max(a, b), low = std::min(a, b);
+  return std::isfinite(low) ? high + std::log1p(std::exp(low - high)) : high;
+}
+
+float* score_buffer(AlignedBuffer& buffer, int64_t count) {
+  return reinterpret_cast<float*>(buffer.reserve(static_cast<size_t>(count) * sizeof(float)));
+}
+
+}  // namespace
+
+void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores, int64_t score_stride) const {
+  BlockPointers pointers;
+  const ScoreBlocks blocks = source_->blocks(first_block, stride, num_blocks, pointers);
+  problem_.selector->score(state_.data(), blocks, scores, score_stride);
+}
+
+void ListBuilder::begin(const Problem& problem, const BlockSource& source) {
+  problem_ = problem;
+  source_.emplace(source);
+  passes_ = 0;
+  const Selector& selector = *problem.selector;
+  selector.prepare(source.head(), problem.q, state_.reserve(std::max<size_t>(selector.query_state_bytes(), 1)));
+  sample();
+  guess_thresholds();
+}
+
+// Adds weight * exp(score) of some blocks to the sums; tokens past the end do not count.
+void ListBuilder::add_to_sums(const float* scores, int64_t score_stride, int32_t num_tokens, float log_weight) {
+  for (int32_t query = 0; query < problem_.group; ++query) {
+    const float sum = cpu::log_sum_exp(scores + query * score_stride, num_tokens) + log_weight;
+    log_sums_[query] = log_add(log_sums_[query], sum);
+  }
+}
+
+void ListBuilder::sample() {
+  const int32_t block_tokens = source_->block_tokens(), num_blocks = source_->num_blocks(), kv_len = source_->kv_len();
+  const int32_t run = run_blocks(block_tokens);
+  // Blocks before `middle` and from `tail` on hold sink or local tokens, or are the first or the (unfinished) last.
+  const int32_t middle = std::min(num_blocks, std::max(1, (problem_.num_sink + block_tokens - 1) / block_tokens));
+  const int32_t tail = std::max(middle, std::min(num_blocks - 1, (kv_len - problem_.num_local) / block_tokens));
+  log_sums_.fill(-kInfinity);
+  for (const auto& [first, end] : {std::pair{0, middle}, std::pair{tail, num_blocks}}) {
+    for (int32_t block = first; block < end; block += run) {
+      const int32_t count = std::min(run, end - block);
+      const int64_t stride = int64_t{count} * block_tokens;
+      float* scores = score_buffer(sample_scores_, problem_.group * stride);  // [group, stride] f32
+      score(block, 1, count, scores, stride);
+      add_to_sums(scores, stride, std::min(count * block_tokens, kv_len - block * block_tokens), 0.0f);
+    }
+  }
+
+  const int32_t num_middle = tail - middle;
+  const int32_t step = std::max(1, num_middle / kSampleBlocks);
+  const int32_t num_sampled = (num_middle + step - 1) / step;
+  sample_tokens_ = num_sampled * block_tokens;
+  sample_weight_ = num_sampled > 0 ? static_cast<float>(num_middle) / static_cast<float>(num_sampled) : 0.0f;
+  float* scores = score_buffer(sample_scores_, int64_t{problem_.group} * sample_tokens_);  // [group, sample_tokens] f32
+  for (int32_t done = 0; done < num_sampled; done += run) {
+    score(middle + done * step, step, std::min(run, num_sampled - done), scores + int64_t{done} * block_tokens, sample_tokens_);
+  }
+  if (num_sampled > 0) add_to_sums(scores, sample_tokens_, sample_tokens_, std::log(sample_weight_));
+}
+
+void ListBuilder::guess_thresholds() {
+  sample_group_.resize(static_cast<size_t>(sample_tokens_));
+  cpu::group_scores(reinterpret_cast<const float*>(sample_scores_.data()), sample_tokens_, problem_.group, log_sums_.data(),
+                    sample_tokens_, sample_group_.data());
+  thresholds_ = SpendThresholds::guess(problem_.rule, sample_group_.data(), sample_tokens_, sample_weight_, scratch_.order);
+}
+
+void ListBuilder::scan(ScanPart& part) const {
+  const int32_t block_tokens = source_->block_tokens();
+  const int32_t run = run_blocks(block_tokens);
+  const int32_t first_token = problem_.num_sink, end_token = source_->kv_len() - problem_.num_local;
+  cpu::CandidateFilter filter = thresholds_.filter(problem_.rule);
+  filter.num_queries = problem_.group;
+  filter.log_sums = log_sums_.data();
+  const int64_t stride = int64_t{run} * block_tokens + cpu::kCandidatePadding;
+  float* scores = score_buffer(part.scores, problem_.group * stride);  // [group, stride] f32
+  part.maxima.fill(-kInfinity);
+  part.count = 0;
+  const auto room = static_cast<size_t>(run * block_tokens + cpu::kCandidatePadding);
+  for (int32_t block = part.first_block; block < part.end_block; block += run) {
+    const int32_t count = std::min(run, part.end_block - block);
+    const int32_t first = std::max(first_token, block * block_tokens);
+    const int32_t end = std::min(end_token, (block + count) * block_tokens);
+    if (first >= end) continue;
+    score(block, 1, count, scores, stride);
+    if (part.token_ids.size() < part.count + room) {
+      part.token_ids.resize(2 * (part.count + room));
+      part.group_scores.resize(part.token_ids.size());
+    }
+    part.count += cpu::filter_candidates(filter, scores + (first - block * block_tokens), stride, first, end - first,
+                                         part.maxima.data(), part.token_ids.data() + part.count,
+                                         part.group_scores.data() + part.count);
+  }
+}
+
+void ListBuilder::scan_all(std::vector<ScanPart>& parts) {
+  for (ScanPart& part : parts) scan(part);
+}
+
+Candidates ListBuilder::gather(const std::vector<ScanPart>& parts) {
+  if (parts.size() == 1) return {parts[0].token_ids.data(), parts[0].group_scores.data(), parts[0].count};
+  candidate_ids_.clear();
+  candidate_scores_.clear();
+  for (const ScanPart& part : parts) {
+    candidate_ids_.insert(candidate_ids_.end(), part.token_ids.begin(), part.token_ids.begin() + part.count);
+    candidate_scores_.insert(candidate_scores_.end(), part.group_scores.begin(), part.group_scores.begin() + part.count);
+  }
+  return {candidate_ids_.data(), candidate_scores_.data(), static_cast<int32_t>(candidate_ids_.size())};
+}
+
+int32_t ListBuilder::finish(std::vector<ScanPart>& parts, int32_t* token_ids, float* log_weight) {
+  passes_ = 1;
+  bool raised = false;
+  for (const ScanPart& part : parts) {
+    for (int32_t query = 0; query < problem_.group; ++query) {
+      if (part.maxima[query] > log_sums_[query]) {
+        log_sums_[query] = part.maxima[query];
+        raised = true;
+      }
+    }
+  }
+  if (raised) {
+    guess_thresholds();
+    scan_all(parts);
+    ++passes_;
+  }
+  const int32_t num_sink = problem_.num_sink, first_local = source_->kv_len() - problem_.num_local;
+  const int32_t selected = std::min(problem_.rule.budget, problem_.rule.num_tokens);
+  while (!spend(problem_.rule, thresholds_, gather(parts), scratch_, token_ids + num_sink, log_weight + num_sink)) {
+    thresholds_.lower();
+    scan_all(parts);
+    ++passes_;
+  }
+  for (int32_t token = 0; token < num_sink; ++token) {
+    token_ids[token] = token;
+    log_weight[token] = 0.0f;
+  }
+  int32_t count = num_sink + selected;
+  for (int32_t token = first_local; token < source_->kv_len(); ++token, ++count) {
+    token_ids[count] = token;
+    log_weight[count] = 0.0f;
+  }
+  return count;
+}
+
+}  // namespace rarefy

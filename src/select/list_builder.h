@@ -1,0 +1,76 @@
+// ListBuilder: one list of an IndexSet, from a prepared query group to token ids and weights.
+//
+//   begin()   scores a fixed sample of blocks: estimates L_h, guesses thresholds
+//   scan()    scores every block of a range once and keeps candidates; ranges may be scanned by different threads
+//   finish()  settles L_h and spends the budget; scans again itself in the rare cases that need it
+//
+// L_h, the log-sum-exp of query head h's scores, is max(ln Z_h, M_h). Z_h adds up exp(score) over the blocks that hold sink and
+// local tokens and, weighted, over every k-th of the others, at least 128 of them; M_h is the largest score of all tokens. The
+// maximum catches a single token outside the sample that outweighs everything else; neither depends on the random numbers.
+// Should M_h exceed what begin() estimated, a_i were too high, and the ranges are scanned again.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "core/aligned_buffer.h"
+#include "select/block_source.h"
+#include "select/spend.h"
+
+namespace rarefy {
+
+// Candidates of one range of blocks.
+struct ScanPart {
+  int32_t first_block = 0, end_block = 0;
+  std::vector<int32_t> token_ids;   // [count, padded] i32; ascending
+  std::vector<float> group_scores;  // [count, padded] f32
+  int32_t count = 0;
+  std::array<float, kMaxGroup> maxima;  // [group] f32; over the range's tokens
+  AlignedBuffer scores;                 // [group, run tokens] f32; scratch
+};
+
+class ListBuilder {
+ public:
+  struct Problem {
+    const Selector* selector = nullptr;
+    int32_t group = 1;
+    int32_t num_sink = 0, num_local = 0;  // tokens in the list whatever their scores
+    SpendRule rule;
+    const float* q = nullptr;  // [group, head_dim] f32; multiplied by the attention scale
+  };
+
+  void begin(const Problem& problem, const BlockSource& source);
+  void scan(ScanPart& part) const;
+  // Writes num_sink + min(budget, num_tokens) + num_local entries, ascending; returns how many.
+  int32_t finish(std::vector<ScanPart>& parts,
+                 int32_t* token_ids,   // [max_selected] i32
+                 float* log_weight);   // [max_selected] f32
+
+  // Times that finish() needed every token scored, 1 or more; the sample is read again from cache and not counted.
+  int32_t passes() const { return passes_; }
+  const std::array<float, kMaxGroup>& log_sums() const { return log_sums_; }  // [group] f32; L_h
+
+ private:
+  void sample();
+  void guess_thresholds();
+  void add_to_sums(const float* scores, int64_t score_stride, int32_t num_tokens, float log_weight);
+  void score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores, int64_t score_stride) const;
+  void scan_all(std::vector<ScanPart>& parts);
+  Candidates gather(const std::vector<ScanPart>& parts);
+
+  Problem problem_;
+  std::optional<BlockSource> source_;
+  AlignedBuffer state_;                    // [query_state_bytes] bytes
+  std::array<float, kMaxGroup> log_sums_;  // [group] f32
+  SpendThresholds thresholds_;
+  int32_t passes_ = 0;
+  AlignedBuffer sample_scores_;      // [group, sample_tokens] f32; of the weighted blocks
+  std::vector<float> sample_group_;  // [sample_tokens] f32; a of the same tokens
+  int32_t sample_tokens_ = 0;
+  float sample_weight_ = 0.0f;  // tokens that a token of the sample stands for
+  SpendScratch scratch_;
+  std::vector<int32_t> candidate_ids_;   // [count] i32
+  std::vector<float> candidate_scores_;  // [count] f32
+};
+
+}  // namespace rarefy

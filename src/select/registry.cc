@@ -1,0 +1,103 @@
+#include "rarefy/select/registry.h"
+
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "select/builtin_selectors.h"
+
+namespace rarefy {
+namespace {
+
+struct Entry {
+  SelectorInfo info;
+  SelectorFactory factory;
+};
+
+class Registry {
+ public:
+  Registry() {
+    const auto add = [this](SelectorInfo info, SelectorFactory factory) {
+      const std::string name = info.name;
+      entries_.emplace(name, Entry{std::move(info), std::move(factory)});
+    };
+    add({"oracle", "", "exact scores from the cached keys; reads all of them"}, make_oracle_selector);
+    add({"quest16", "bf16 (default), int8", "element-wise bounds of 16 keys"}, make_quest_selector);
+    add({"sign", "", "one sign per rotated dimension, one scale per token"}, make_sign_selector);
+    add({"q2", "", "2-bit code per rotated dimension, one scale per token"}, make_q2_selector);
+  }
+
+  Status add(SelectorInfo info, SelectorFactory factory) {
+    const std::lock_guard lock(mutex_);
+    const std::string name = info.name;
+    if (!entries_.emplace(name, Entry{std::move(info), std::move(factory)}).second) {
+      return Status::invalid_argument("selector: '" + name + "' is registered already; choose another name");
+    }
+    return {};
+  }
+
+  std::vector<SelectorInfo> list() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<SelectorInfo> result;
+    for (const auto& [name, entry] : entries_) result.push_back(entry.info);
+    return result;
+  }
+
+  Expected<SelectorFactory> find(std::string_view name) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = entries_.find(name);
+    if (found != entries_.end()) return found->second.factory;
+    std::string known;
+    for (const auto& [key, entry] : entries_) known += (known.empty() ? "" : ", ") + key;
+    return Status::not_found("selector: there is no '" + std::string(name) + "'; available: " + known);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<std::string, Entry, std::less<>> entries_;
+};
+
+Registry& registry() {
+  static Registry instance;
+  return instance;
+}
+
+Status check_shape(const SelectorShape& shape) {
+  if (shape.num_layers < 1 || shape.num_kv_heads < 1 || shape.head_dim < 1 || shape.group < 1 || shape.group > kMaxGroup) {
+    return Status::invalid_argument("selector: expected at least one layer, KV head and dimension and a group of 1 to " +
+                                    std::to_string(kMaxGroup) + " query heads; got num_layers=" +
+                                    std::to_string(shape.num_layers) + " num_kv_heads=" + std::to_string(shape.num_kv_heads) +
+                                    " head_dim=" + std::to_string(shape.head_dim) + " group=" + std::to_string(shape.group));
+  }
+  if (shape.kv_dtype != DType::f32 && shape.kv_dtype != DType::f16 && shape.kv_dtype != DType::bf16) {
+    return Status::unsupported("selector: keys must be f32, f16 or bf16, got " + std::string(to_string(shape.kv_dtype)));
+  }
+  return {};
+}
+
+}  // namespace
+
+Status register_selector(SelectorInfo info, SelectorFactory factory) {
+  if (info.name.empty() || info.name.find_first_of(" \t\n:,=+") != std::string::npos) {
+    return Status::invalid_argument("selector: expected a name without spaces and without any of : , = +, got '" + info.name + "'");
+  }
+  if (!factory) return Status::invalid_argument("selector: '" + info.name + "' comes without a factory");
+  return registry().add(std::move(info), std::move(factory));
+}
+
+std::vector<SelectorInfo> list_selectors() { return registry().list(); }
+
+Expected<std::shared_ptr<const Selector>> make_selector(std::string_view text, const SelectorShape& shape) {
+  RAREFY_RETURN_IF_ERROR(check_shape(shape));
+  const size_t colon = text.find(':');
+  const std::string_view name = text.substr(0, colon);
+  const std::string_view options = colon == std::string_view::npos ? std::string_view() : text.substr(colon + 1);
+  RAREFY_ASSIGN_OR_RETURN(const SelectorFactory factory, registry().find(name));
+  auto selector = factory(shape, options);
+  if (selector && *selector == nullptr) {
+    return Status::internal("selector: the factory of '" + std::string(name) + "' returned nothing");
+  }
+  return selector;
+}
+
+}  // namespace rarefy

@@ -1,0 +1,47 @@
+#include "select/rotation.h"
+
+#include <cmath>
+
+#include "rarefy/core/rng.h"
+
+namespace rarefy {
+namespace {
+
+// Part of the index format: other signs give other codes.
+constexpr uint64_t kRotationSeed = 0x52617265667931ull;
+
+}  // namespace
+
+Rotation::Rotation(int32_t head_dim) : factors_(static_cast<size_t>(head_dim)) {
+  for (int32_t size = 1 << 30; size > 0; size /= 2) {
+    if ((head_dim & size) != 0) block_sizes_.push_back(size);
+  }
+  const std::array<uint32_t, 2> key = {static_cast<uint32_t>(kRotationSeed), static_cast<uint32_t>(kRotationSeed >> 32)};
+  int32_t dim = 0;
+  for (int32_t size : block_sizes_) {
+    const float magnitude = 1.0f / std::sqrt(static_cast<float>(size));
+    for (int32_t end = dim + size; dim < end; ++dim) {
+      const auto bits = philox4x32({static_cast<uint32_t>(dim), 0, 0, 0}, key);
+      factors_[static_cast<size_t>(dim)] = (bits[0] & 1u) != 0 ? -magnitude : magnitude;
+    }
+  }
+}
+
+void Rotation::apply(const float* x, float* rotated) const {
+  for (size_t dim = 0; dim < factors_.size(); ++dim) rotated[dim] = x[dim] * factors_[dim];
+  float* block = rotated;  // [size] f32
+  for (int32_t size : block_sizes_) {
+    for (int32_t half = 1; half < size; half *= 2) {
+      for (int32_t first = 0; first < size; first += 2 * half) {
+        for (int32_t i = first; i < first + half; ++i) {
+          const float low = block[i], high = block[i + half];
+          block[i] = low + high;
+          block[i + half] = low - high;
+        }
+      }
+    }
+    block += size;
+  }
+}
+
+}  // namespace rarefy

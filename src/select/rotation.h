@@ -1,0 +1,30 @@
+// A fixed pseudo-random rotation: random signs, then a Walsh-Hadamard transform. It spreads every direction over all
+// dimensions, so that the components of a rotated key look normal whatever the model's outlier channels, and one scale per
+// token is enough. Dot products are preserved: (R q) . (R k) = q . k.
+//
+// A head_dim that is not a power of two is split into descending powers of two (96 = 64 + 32), each rotated on its own.
+// The same rotation serves all layers and heads. Immutable; thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace rarefy {
+
+class Rotation {
+ public:
+  explicit Rotation(int32_t head_dim);
+
+  int32_t head_dim() const { return static_cast<int32_t>(factors_.size()); }
+  void apply(const float* x,        // [head_dim] f32
+             float* rotated) const; // [head_dim] f32; not x
+  // Sign of each dimension divided by the square root of its block's size; and the sizes of the blocks.
+  const std::vector<float>& factors() const { return factors_; }
+  const std::vector<int32_t>& block_sizes() const { return block_sizes_; }
+
+ private:
+  std::vector<float> factors_;        // [head_dim] f32
+  std::vector<int32_t> block_sizes_;  // powers of two, descending; they add up to head_dim
+};
+
+}  // namespace rarefy

@@ -1,0 +1,223 @@
+#include "rarefy/select/selection.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "cpu/select/key_rows.h"
+#include "rarefy/core/device.h"
+#include "select/list_builder.h"
+
+namespace rarefy {
+namespace {
+
+// A range that is worth a thread of its own: about 20 us of scoring.
+constexpr int32_t kMinPartTokens = 4096;
+// Encoding fewer tokens than this (over all KV heads) is not worth starting threads.
+constexpr int32_t kMinParallelTokens = 256;
+
+}  // namespace
+
+class Selection::Impl {
+ public:
+  Impl(const Policy& policy, std::shared_ptr<const Selector> selector, const SelectorShape& shape, int32_t index)
+      : policy_(policy), selector_(std::move(selector)), shape_(shape), index_(index), lists_(shape.num_kv_heads),
+        parts_(shape.num_kv_heads) {}
+
+  Status update_index(KvSequence& sequence, int32_t layer);
+  Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost);
+  const Selector& selector() const { return *selector_; }
+
+ private:
+  // Tokens [first, end) of one page and KV head.
+  void encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head, int32_t page,
+                   int32_t first, int32_t end) const;
+  void split_ranges(int32_t num_blocks);
+
+  Policy policy_;
+  std::shared_ptr<const Selector> selector_;
+  SelectorShape shape_;
+  int32_t index_;  // of the cache; -1 for a selector without entries
+  std::vector<ListBuilder> lists_;            // [num_kv_heads]
+  std::vector<std::vector<ScanPart>> parts_;  // [num_kv_heads][parts]
+  std::vector<float> scaled_q_;               // [num_q_heads, head_dim] f32
+};
+
+void Selection::Impl::encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head,
+                                  int32_t page, int32_t first, int32_t end) const {
+  const int32_t block_tokens = selector_->block_tokens();
+  const auto element_bytes = static_cast<int64_t>(size_of(view.dtype));
+  std::vector<float> keys(static_cast<size_t>(block_tokens) * view.head_dim);  // [block_tokens, head_dim] f32
+  for (int32_t token = first / block_tokens * block_tokens; token < end; token += block_tokens) {
+    const int32_t position = page * view.page_size + token;
+    const auto* rows = static_cast<const std::byte*>(view.keys) + element_bytes * view.row_offset(0, position, kv_head);
+    BlockKeys block;
+    block.num_tokens = std::min(block_tokens, end - token);
+    block.first_new = std::max(0, first - token);
+    cpu::rows_to_float(rows, view.dtype, view.token_stride, block.num_tokens, view.head_dim, keys.data());
+    block.keys = keys.data();
+    selector_->encode({layer, kv_head}, block, sequence.index_entry(index_, layer, kv_head, position / block_tokens));
+  }
+}
+
+Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
+  if (layer < 0 || layer >= shape_.num_layers) {
+    return Status::invalid_argument("selection: expected a layer below " + std::to_string(shape_.num_layers) + ", got " +
+                                    std::to_string(layer));
+  }
+  const int32_t num_tokens = sequence.length() + sequence.pending();
+  if (index_ < 0 || num_tokens == 0) return {};
+  const PagedKvView view = sequence.view(layer);
+  const int32_t page_size = view.page_size;
+  const int32_t num_pages = (num_tokens + page_size - 1) / page_size;
+  // Tokens are encoded in order, and sequences that share a page share all pages before it: complete pages form a prefix.
+  int32_t first_page = num_pages - 1;
+  while (first_page > 0 && sequence.encoded_tokens(index_, layer, first_page - 1) < page_size) --first_page;
+
+  const auto tokens_in = [&](int32_t page) { return std::min(page_size, num_tokens - page * page_size); };
+  const int32_t num_tasks = (num_pages - first_page) * shape_.num_kv_heads;
+  const bool parallel = num_tasks * page_size >= kMinParallelTokens;
+#pragma omp parallel for schedule(static) num_threads(num_threads()) if (parallel)
+  for (int32_t task = 0; task < num_tasks; ++task) {
+    const int32_t page = first_page + task / shape_.num_kv_heads;
+    const int32_t encoded = sequence.encoded_tokens(index_, layer, page);
+    if (encoded < tokens_in(page)) {
+      encode_page(sequence, view, layer, task % shape_.num_kv_heads, page, encoded, tokens_in(page));
+    }
+  }
+  for (int32_t page = first_page; page < num_pages; ++page) {
+    if (sequence.encoded_tokens(index_, layer, page) < tokens_in(page)) {
+      sequence.set_encoded_tokens(index_, layer, page, tokens_in(page));
+    }
+  }
+  return {};
+}
+
+void Selection::Impl::split_ranges(int32_t num_blocks) {
+  const int32_t threads = num_threads();
+  const int32_t wanted = (threads + shape_.num_kv_heads - 1) / shape_.num_kv_heads;
+  const int32_t most = std::max(1, num_blocks * selector_->block_tokens() / kMinPartTokens);
+  const int32_t num_parts = std::min(wanted, most);
+  for (auto& parts : parts_) {
+    parts.resize(static_cast<size_t>(num_parts));
+    for (int32_t i = 0; i < num_parts; ++i) {
+      parts[i].first_block = static_cast<int32_t>(int64_t{num_blocks} * i / num_parts);
+      parts[i].end_block = static_cast<int32_t>(int64_t{num_blocks} * (i + 1) / num_parts);
+    }
+  }
+}
+
+Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost) {
+  if (step.q == nullptr || step.layer < 0 || step.layer >= shape_.num_layers) {
+    return Status::invalid_argument("selection: expected queries and a layer below " + std::to_string(shape_.num_layers) +
+                                    ", got layer " + std::to_string(step.layer) + (step.q == nullptr ? " and no queries" : ""));
+  }
+  const int32_t kv_len = sequence.length() + sequence.pending();
+  if (kv_len == 0) return Status::invalid_argument("selection: the sequence is empty; append tokens first");
+  TokenBudget budget = split_budget(policy_, step.layer, kv_len);
+  budget.sink = std::clamp(budget.sink, 0, kv_len);
+  budget.local = std::clamp(budget.local, 0, kv_len - budget.sink);
+  const int32_t num_free = kv_len - budget.sink - budget.local;
+  const int32_t list_tokens = budget.sink + budget.local + std::min(budget.selected, num_free);
+  if (set.batch() < 1 || set.num_lists() != shape_.num_kv_heads || set.max_selected() < list_tokens) {
+    return Status::invalid_argument("selection: expected an index set with " + std::to_string(shape_.num_kv_heads) +
+                                    " lists of at least " + std::to_string(list_tokens) + " tokens, got " +
+                                    std::to_string(set.num_lists()) + " lists of " + std::to_string(set.max_selected()));
+  }
+
+  const int64_t num_values = int64_t{shape_.num_kv_heads} * shape_.group * shape_.head_dim;
+  scaled_q_.resize(static_cast<size_t>(num_values));
+  for (int64_t i = 0; i < num_values; ++i) scaled_q_[i] = step.q[i] * step.scale;
+
+  const int32_t block_tokens = selector_->block_tokens();
+  const int32_t num_blocks = (kv_len + block_tokens - 1) / block_tokens;
+  split_ranges(num_blocks);
+  const auto num_parts = static_cast<int32_t>(parts_[0].size());
+  const auto begin = [&](int32_t kv_head) {
+    ListBuilder::Problem problem;
+    problem.selector = selector_.get();
+    problem.group = shape_.group;
+    problem.num_sink = budget.sink;
+    problem.num_local = budget.local;
+    problem.rule = {policy_.spend, budget.selected, num_free, policy_.floor,
+                    make_list_key(step.seed, RngPurpose::select, step.layer, kv_head, step.position)};
+    problem.q = scaled_q_.data() + int64_t{kv_head} * shape_.group * shape_.head_dim;
+    lists_[kv_head].begin(problem, BlockSource(sequence, index_, block_tokens, {step.layer, kv_head}));
+  };
+  const auto finish = [&](int32_t kv_head) {
+    set.count(0, kv_head) = lists_[kv_head].finish(parts_[kv_head], set.token_ids(0, kv_head), set.log_weight(0, kv_head));
+  };
+#pragma omp parallel num_threads(num_threads())
+  {
+    if (num_parts == 1) {
+#pragma omp for schedule(dynamic)
+      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+        begin(kv_head);
+        lists_[kv_head].scan(parts_[kv_head][0]);
+        finish(kv_head);
+      }
+    } else {
+#pragma omp for schedule(dynamic)
+      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) begin(kv_head);
+#pragma omp for schedule(dynamic)
+      for (int32_t task = 0; task < shape_.num_kv_heads * num_parts; ++task) {
+        lists_[task / num_parts].scan(parts_[task / num_parts][task % num_parts]);
+      }
+#pragma omp for schedule(dynamic)
+      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) finish(kv_head);
+    }
+  }
+
+  cost = {};
+  double bytes = 0.0;
+  for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+    cost.tokens_selected += set.count(0, kv_head);
+    cost.tokens_cached += kv_len;
+    bytes += selector_->bytes_per_token() * num_blocks * block_tokens * lists_[kv_head].passes();
+  }
+  cost.index_bytes = static_cast<int64_t>(bytes);
+  return {};
+}
+
+Selection::Selection(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Selection::Selection(Selection&&) noexcept = default;
+Selection& Selection::operator=(Selection&&) noexcept = default;
+Selection::~Selection() = default;
+
+Expected<Selection> Selection::make(const Policy& policy, std::shared_ptr<const Selector> selector, const SelectorShape& shape,
+                                    KvCache& cache) {
+  if (selector == nullptr) return Status::invalid_argument("selection: expected a selector (select/registry.h), got none");
+  if (policy.dense) return Status::invalid_argument("selection: a dense policy selects nothing; attend densely instead");
+  const KvCacheConfig& config = cache.config();
+  if (config.num_layers != shape.num_layers || config.num_kv_heads != shape.num_kv_heads ||
+      config.head_dim != shape.head_dim || config.dtype != shape.kv_dtype) {
+    return Status::invalid_argument(
+        "selection: the selector was made for num_layers=" + std::to_string(shape.num_layers) + " num_kv_heads=" +
+        std::to_string(shape.num_kv_heads) + " head_dim=" + std::to_string(shape.head_dim) + " " +
+        std::string(to_string(shape.kv_dtype)) + ", the cache has num_layers=" + std::to_string(config.num_layers) +
+        " num_kv_heads=" + std::to_string(config.num_kv_heads) + " head_dim=" + std::to_string(config.head_dim) + " " +
+        std::string(to_string(config.dtype)));
+  }
+  const int32_t block_tokens = selector->block_tokens();
+  if (block_tokens < 1 || block_tokens > kMaxBlockTokens || config.page_size % block_tokens != 0) {
+    return Status::unsupported("selection: index=" + selector->name() + " works on blocks of " + std::to_string(block_tokens) +
+                               " tokens; page_size must be a multiple of that, got " + std::to_string(config.page_size));
+  }
+  int32_t index = -1;
+  if (selector->block_bytes() > 0) {
+    RAREFY_ASSIGN_OR_RETURN(index, cache.add_index(selector->name(), block_tokens, selector->block_bytes()));
+  }
+  return Selection(std::make_unique<Impl>(policy, std::move(selector), shape, index));
+}
+
+Status Selection::update_index(KvSequence& sequence, int32_t layer) { return impl_->update_index(sequence, layer); }
+
+Status Selection::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost) {
+  return impl_->select(sequence, step, set, cost);
+}
+
+const Selector& Selection::selector() const { return impl_->selector(); }
+
+}  // namespace rarefy
