@@ -93,7 +93,7 @@ class LayersTest(TreeTest):
 
 class ShapesTest(unittest.TestCase):
     def problems(self, text, path="include/rarefy/x.h", declared=()):
-        return load("lint_shapes").check_file(path, text, set(declared))
+        return load("lint_shapes").check_file(path, text, set(declared))[0]
 
     def test_good_examples_pass(self):
         good = """
@@ -151,6 +151,17 @@ void scale(float* x, int64_t n);
 
     def test_local_variables_and_literals_do_not_count(self):
         self.assertEqual(self.problems('void f() {\n  float* x = g("float* y;");\n  struct L { float* z; };\n}\n', "src/a.cc"), [])
+
+    def test_names_keep_their_meaning_below_src(self):
+        text = "float dot(const float* q);  // [head_dim] f32\nfloat dot_simd(const float* q);\n"
+        self.assertEqual(self.problems(text, "src/cpu/dot.h"), [])
+        self.assertEqual(len(self.problems(text, "include/rarefy/dot.h")), 1)
+        member = "struct A {\n  const float* q;  // [head_dim] f32\n};\nstruct B {\n  const float* q;\n};\n"
+        self.assertEqual(len(self.problems(member, "src/cpu/dot.h")), 1)
+
+    def test_formula_above_is_not_a_shape(self):
+        text = "// out[i] = q[i] + 1\nvoid f(const float* q,  // [n] f32\n       float* out);  // [n] f32\n"
+        self.assertEqual(self.problems(text), [])
 
     def test_exemption_needs_a_reason(self):
         self.assertEqual(len(self.problems("struct A {\n  void* handle;  // not a tensor:\n};\n")), 1)

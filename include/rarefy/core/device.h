@@ -14,7 +14,7 @@ struct Device {
 };
 
 struct Stream {
-  void* native = nullptr;
+  void* native = nullptr;  // not a tensor: a cudaStream_t of the caller
 };
 
 // Threads the CPU backend may use; 0 means all. Process-wide, read at each call.

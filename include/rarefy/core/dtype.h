@@ -33,8 +33,8 @@ float to_float(Float16 value);
 BFloat16 to_bfloat16(float value);
 Float16 to_float16(float value);
 
-// Element `index` of an f32, f16 or bf16 buffer as float; 0 for other types.
-float load_as_float(const void* data, DType dtype, int64_t index);
-void store_from_float(void* data, DType dtype, int64_t index, float value);
+// Element `index` of a buffer as float; 0 for types other than f32, f16 and bf16.
+float load_as_float(const void* data, DType dtype, int64_t index);           // data [count] dtype
+void store_from_float(void* data, DType dtype, int64_t index, float value);  // data [count] dtype
 
 }  // namespace rarefy

@@ -19,7 +19,7 @@ struct TensorView {
   std::array<int64_t, kMaxTensorRank> shape{};
   std::array<int64_t, kMaxTensorRank> strides{};
 
-  // Row-major view of `data`; at most kMaxTensorRank dimensions.
+  // Row-major view of data [shape...] dtype; at most kMaxTensorRank dimensions.
   static TensorView contiguous(void* data, DType dtype, std::initializer_list<int64_t> shape);
 
   int64_t num_elements() const;

@@ -13,13 +13,13 @@ namespace rarefy {
 struct GenerateOptions {
   int32_t max_new_tokens = 128;
   SamplerOptions sampler = {};
-  std::vector<int32_t> stop_token_ids = {};  // empty = the model's own
+  std::vector<int32_t> stop_token_ids = {};  // [num_stop_tokens] i32; empty = the model's own
 };
 
 enum class StopReason : int32_t { stop_token = 0, max_new_tokens = 1, context_full = 2, cancelled = 3 };
 
 struct GenerateResult {
-  std::vector<int32_t> tokens;  // without the stop token
+  std::vector<int32_t> tokens;  // [num_new] i32; without the stop token
   StopReason reason = StopReason::max_new_tokens;
 };
 
