@@ -6,8 +6,10 @@
 #include <limits>
 #include <numbers>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "hwy/targets.h"
 #include "rarefy/core/device.h"
 #include "rarefy/core/dtype.h"
 #include "ref/elementwise.h"
@@ -29,6 +31,13 @@ std::vector<float> normal(size_t count, float scale, uint32_t seed) {
   return values;
 }
 
+// Every test runs with the best instruction set of the machine and with those below it.
+class Elementwise : public ::testing::TestWithParam<int64_t> {
+ protected:
+  void SetUp() override { hwy::DisableTargets(GetParam()); }
+  void TearDown() override { hwy::DisableTargets(0); }
+};
+
 // A buffer with NaN guards around what a call may write.
 struct Guarded {
   static constexpr size_t kGuard = 32;
@@ -44,7 +53,7 @@ struct Guarded {
   size_t count;
 };
 
-TEST(RmsNorm, MatchesReference) {
+TEST_P(Elementwise, RmsNormMatchesReference) {
   for (const int64_t dim : kLengths) {
     for (const int64_t rows : {1, 3}) {
       const auto x = normal(rows * dim, 3.0f, 1), weight = normal(dim, 1.0f, 2);
@@ -61,7 +70,7 @@ TEST(RmsNorm, MatchesReference) {
   }
 }
 
-TEST(RmsNorm, InPlaceAndRowsAreIndependent) {
+TEST_P(Elementwise, RmsNormInPlaceAndRowsAreIndependent) {
   const int64_t rows = 300, dim = 320;  // enough rows for several threads
   const auto x = normal(rows * dim, 1.0f, 3), weight = normal(dim, 1.0f, 4);
   auto in_place = x;
@@ -73,7 +82,7 @@ TEST(RmsNorm, InPlaceAndRowsAreIndependent) {
   }
 }
 
-TEST(Rope, MatchesReference) {
+TEST_P(Elementwise, RopeMatchesReference) {
   for (const auto& [head_dim, rotary_dim] : {std::pair{2, 2}, {6, 4}, {16, 16}, {34, 34}, {64, 64}, {128, 128}, {256, 64}, {40, 26}}) {
     const int64_t rows = 3, first_position = 262141;
     const int32_t heads = 3, stride = heads * head_dim + 5;
@@ -112,7 +121,7 @@ TEST(Rope, MatchesReference) {
   }
 }
 
-TEST(SiluMul, MatchesReference) {
+TEST_P(Elementwise, SiluMulMatchesReference) {
   for (const int64_t dim : kLengths) {
     for (const int64_t rows : {1, 3}) {
       auto gate_up = normal(rows * 2 * dim, 4.0f, 6);
@@ -128,7 +137,7 @@ TEST(SiluMul, MatchesReference) {
   }
 }
 
-TEST(SiluMul, ExtremesStayFinite) {
+TEST_P(Elementwise, SiluMulExtremesStayFinite) {
   const std::vector<float> gates = {-1e30f, -200.0f, -104.0f, -89.0f, -88.0f, 0.0f, 88.0f, 200.0f, 1e30f};
   std::vector<float> gate_up = gates;
   gate_up.resize(2 * gates.size(), 1.0f);
@@ -143,7 +152,7 @@ TEST(SiluMul, ExtremesStayFinite) {
   }
 }
 
-TEST(SiluMul, NanInNanOut) {
+TEST_P(Elementwise, SiluMulNanInNanOut) {
   const std::vector<float> gate_up = {kNan, 1.0f, 1.0f, kNan};
   std::vector<float> out(2);
   cpu::silu_mul(gate_up.data(), 1, 2, out.data());
@@ -151,7 +160,7 @@ TEST(SiluMul, NanInNanOut) {
   EXPECT_TRUE(std::isnan(out[1]));
 }
 
-TEST(Add, IsExactAtEveryLength) {
+TEST_P(Elementwise, AddIsExactAtEveryLength) {
   for (const int64_t count : kLengths) {
     const auto x = normal(count, 1.0f, 7), before = normal(count, 1.0f, 8);
     Guarded out(count);
@@ -168,7 +177,7 @@ TEST(Add, IsExactAtEveryLength) {
   }
 }
 
-TEST(RoundToBf16, AgreesWithTheScalarConversion) {
+TEST_P(Elementwise, RoundToBf16AgreesWithTheScalarConversion) {
   auto x = normal(1000, 1.0f, 9);
   for (uint32_t i = 0; i < 500; ++i) x.push_back(std::bit_cast<float>(0x3f800000u + (i << 12)));  // ties included
   x.insert(x.end(), {0.0f, -0.0f, std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
@@ -188,7 +197,17 @@ TEST(RoundToBf16, AgreesWithTheScalarConversion) {
   }
 }
 
-TEST(Elementwise, ResultsDoNotDependOnThreads) {
+TEST_P(Elementwise, TheChosenInstructionSetIsUsed) {
+  const std::string name = cpu::simd_name();
+  EXPECT_FALSE(name.empty());
+  if (GetParam() == 0) return;
+  EXPECT_EQ(name.find("AVX3"), std::string::npos) << name;
+  if (GetParam() >= HWY_AVX2) {
+    EXPECT_NE(name, "AVX2");
+  }
+}
+
+TEST_P(Elementwise, ResultsDoNotDependOnThreads) {
   const int64_t rows = 257, dim = 1030;
   const auto gate_up = normal(rows * 2 * dim, 1.0f, 10), weight = normal(dim, 1.0f, 11);
   std::vector<float> one(rows * dim), many(rows * dim), norm_one(rows * dim), norm_many(rows * dim);
@@ -202,6 +221,13 @@ TEST(Elementwise, ResultsDoNotDependOnThreads) {
   EXPECT_EQ(one, many);
   EXPECT_EQ(norm_one, norm_many);
 }
+
+#if HWY_ARCH_X86
+// Better targets have lower bits: all, AVX2 at most, below AVX2.
+INSTANTIATE_TEST_SUITE_P(Targets, Elementwise, ::testing::Values(0, HWY_AVX2 - 1, 2 * HWY_AVX2 - 1));
+#else
+INSTANTIATE_TEST_SUITE_P(Targets, Elementwise, ::testing::Values(0));
+#endif
 
 }  // namespace
 }  // namespace rarefy

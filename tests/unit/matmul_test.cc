@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "hwy/targets.h"
 #include "rarefy/core/device.h"
 #include "ref/elementwise.h"
 
@@ -24,6 +25,13 @@ std::vector<float> normal(size_t count, uint32_t seed) {
   for (float& value : values) value = distribution(generator);
   return values;
 }
+
+// Every test runs with the best instruction set of the machine and with those below it.
+class Matmul : public ::testing::TestWithParam<int64_t> {
+ protected:
+  void SetUp() override { hwy::DisableTargets(GetParam()); }
+  void TearDown() override { hwy::DisableTargets(0); }
+};
 
 // Weights as bytes of a dtype at an odd address, as in a file, and the values they stand for.
 struct StoredWeights {
@@ -82,7 +90,7 @@ void check(const Shape& shape, DType file_dtype, DType weight_dtype, bool with_b
   EXPECT_EQ(row, std::vector<float>(weights.end() - shape.in_dim, weights.end()));
 }
 
-TEST(Matmul, MatchesReference) {
+TEST_P(Matmul, MatchesReference) {
   for (const Shape& shape : kShapes) {
     for (const DType file_dtype : {DType::f32, DType::f16, DType::bf16}) {
       for (const DType weight_dtype : {DType::f32, DType::bf16}) check(shape, file_dtype, weight_dtype, shape.in_dim % 2 == 0);
@@ -90,7 +98,7 @@ TEST(Matmul, MatchesReference) {
   }
 }
 
-TEST(Matmul, StackedPartsAreOneUnderTheOther) {
+TEST_P(Matmul, StackedPartsAreOneUnderTheOther) {
   const int64_t in_dim = 48;
   const StoredWeights a(normal(16 * in_dim, 4), DType::bf16), b(normal(8 * in_dim, 5), DType::f32);
   const cpu::WeightPart parts[] = {{a.data(), DType::bf16, 16}, {b.data(), DType::f32, 8}};
@@ -110,7 +118,7 @@ TEST(Matmul, StackedPartsAreOneUnderTheOther) {
 }
 
 // A decode step must not depend on what else is computed with it, nor on the threads.
-TEST(Matmul, StreamedRowsHaveTheSameBitsAloneAndTogether) {
+TEST_P(Matmul, StreamedRowsHaveTheSameBitsAloneAndTogether) {
   const int64_t in_dim = 323, out_dim = 2051;
   const auto x = normal(cpu::Matmul::kMaxStreamedRows * in_dim, 7);
   for (const DType dtype : {DType::f32, DType::bf16}) {
@@ -137,7 +145,7 @@ TEST(Matmul, StreamedRowsHaveTheSameBitsAloneAndTogether) {
   }
 }
 
-TEST(Matmul, RefusesWhatItCannotHold) {
+TEST_P(Matmul, RefusesWhatItCannotHold) {
   const std::vector<int32_t> integers(16);
   const cpu::WeightPart part{integers.data(), DType::i32, 4};
   const auto layer = cpu::Matmul::make({&part, 1}, 4, DType::f32);
@@ -149,6 +157,13 @@ TEST(Matmul, RefusesWhatItCannotHold) {
   ASSERT_FALSE(wrong_bias);
   EXPECT_EQ(wrong_bias.status().code(), StatusCode::invalid_argument);
 }
+
+#if HWY_ARCH_X86
+// Better targets have lower bits: all, AVX2 at most, below AVX2.
+INSTANTIATE_TEST_SUITE_P(Targets, Matmul, ::testing::Values(0, HWY_AVX2 - 1, 2 * HWY_AVX2 - 1));
+#else
+INSTANTIATE_TEST_SUITE_P(Targets, Matmul, ::testing::Values(0));
+#endif
 
 }  // namespace
 }  // namespace rarefy
