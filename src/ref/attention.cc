@@ -70,21 +70,26 @@ void compute_row(const Row& row, int64_t index, AttentionResult& result) {
   }
   result.lse[static_cast<size_t>(index)] = maximum + std::log(denominator);
 
-  double variance = 0.0, out_variance = 0.0;
+  double variance = 0.0, out_variance = 0.0, spread_scale = 0.0;
   for (size_t i = 0; i < num_tokens && row.log_weight != nullptr; ++i) {
     const double c = std::exp(logits[i] - maximum);
     const double w = c * c * -std::expm1(-static_cast<double>(row.log_weight[i]));
     if (w == 0.0) continue;
     const int64_t offset = kv.row_offset(row.sequence, row.tokens[i], row.kv_head);
-    double distance2 = 0.0;
+    double distance2 = 0.0, norm2 = 0.0;
     for (size_t d = 0; d < head_dim; ++d) {
-      const double difference = load_as_float(kv.values, kv.dtype, offset + static_cast<int64_t>(d)) - out[d];
-      distance2 += difference * difference;
+      const double v = load_as_float(kv.values, kv.dtype, offset + static_cast<int64_t>(d));
+      distance2 += (v - out[d]) * (v - out[d]);
+      norm2 += v * v;
     }
     variance += w;
     out_variance += w * distance2;
+    spread_scale += w * (norm2 + out_norm2);
   }
   result.rel_std[static_cast<size_t>(index)] = std::sqrt(variance) / denominator;
+  if (spread_scale > 0.0) {
+    result.spread_scale[static_cast<size_t>(index)] = spread_scale / (denominator * denominator * out_norm2);
+  }
   if (out_variance > 0.0) {
     result.out_rel_std[static_cast<size_t>(index)] = std::sqrt(out_variance / out_norm2) / denominator;
   }
@@ -94,7 +99,8 @@ AttentionResult make_result(int64_t num_rows, int32_t head_dim) {
   const auto rows = static_cast<size_t>(num_rows);
   const size_t elements = rows * static_cast<size_t>(head_dim);
   return {std::vector<double>(elements), std::vector<double>(rows),     std::vector<double>(rows),
-          std::vector<double>(rows),     std::vector<double>(elements), std::vector<double>(rows)};
+          std::vector<double>(rows),     std::vector<double>(elements), std::vector<double>(rows),
+          std::vector<double>(rows)};
 }
 
 }  // namespace

@@ -1,0 +1,57 @@
+// Selection in double precision: scores of every selector from its stored numbers, group scores, and the spending rules as
+// one sort. The oracle of the tests of src/select and src/cpu/select. Plain loops; thread-safe; nothing is kept.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "rarefy/core/rng.h"
+
+namespace rarefy::ref {
+
+// Exact scores, and sum_d |q_d k_d|, the scale of their rounding errors.
+struct Scores {
+  std::vector<double> value;      // [num_keys] f64
+  std::vector<double> magnitude;  // [num_keys] f64
+};
+Scores exact_scores(const float* q,     // [head_dim] f32; multiplied by the attention scale
+                    const float* keys,  // [num_keys, head_dim] f32
+                    int64_t num_keys, int32_t head_dim);
+
+// Sign flips, then a Walsh-Hadamard matrix per block, written out: out_i = sum_j (-1)^popcount(i & j) factors_j x_j.
+std::vector<double> rotate(const float* x,                               // [head_dim] f32
+                           const std::vector<float>& factors,            // [head_dim] f32
+                           const std::vector<int32_t>& block_sizes);     // they add up to head_dim
+
+// Quest: sum_d max(q_d minimum_d, q_d maximum_d).
+double page_bound(const float* q,         // [head_dim] f32
+                  const double* minima,   // [head_dim] f64
+                  const double* maxima,   // [head_dim] f64
+                  int32_t head_dim);
+
+double log_sum_exp(const double* values, int64_t count);  // [count] f64
+
+// a_i = max over queries of scores - log_sums.
+std::vector<double> group_scores(const std::vector<std::vector<double>>& scores,  // [num_queries][num_tokens] f64
+                                 const std::vector<double>& log_sums);            // [num_queries] f64
+
+struct SpendProblem {
+  int32_t num_top = 0;        // taken by score alone
+  int32_t num_random = 0;     // taken by key among the others
+  bool flat = false;          // keys do not depend on scores; weights are ln(n / num_random)
+  double floor = 0.0;         // a <- ln((1 - floor) exp(a) + floor / num_tokens) in the random part
+  int32_t first_token = 0;    // id of scores[0]
+  ListKey key;
+};
+
+struct SpendResult {
+  std::vector<int32_t> token_ids;  // ascending
+  std::vector<double> log_weight;  // same order
+  std::vector<double> keys;        // [num_tokens] f64; a - ln u of every token, after the floor
+  double top_cut = 0.0;            // smallest score taken by score; -inf if none
+  double tau = 0.0;                // the first key that was not taken; -inf if all were
+};
+
+SpendResult spend(const SpendProblem& problem, const std::vector<double>& scores);  // [num_tokens] f64; a
+
+}  // namespace rarefy::ref
