@@ -1,0 +1,345 @@
+// Selectors against their double-precision reference: codes, bounds and scores, for many shapes.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "core/aligned_buffer.h"
+#include "rarefy/select/registry.h"
+#include "ref/select.h"
+#include "select/rotated_codes.h"
+
+namespace rarefy {
+namespace {
+
+constexpr double kEps32 = 0x1p-24;  // unit roundoff of f32
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr uint32_t kSeed = 20240;
+
+// Random keys of one head as a cache stores them, encoded block by block, with queries.
+struct Case {
+  Case(const std::string& name, int32_t head_dim, int32_t group, int32_t num_tokens, DType dtype, uint32_t seed,
+       float outliers = 0.7f)
+      : shape{1, 1, group, head_dim, dtype}, num_tokens(num_tokens) {
+    selector = *make_selector(name, shape);
+    block_tokens = selector->block_tokens();
+    num_blocks = (num_tokens + block_tokens - 1) / block_tokens;
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> spread(static_cast<size_t>(head_dim));  // outlier channels, as in real keys
+    for (float& factor : spread) factor = std::exp(outliers * normal(random));
+    const size_t rows = static_cast<size_t>(num_blocks) * block_tokens;
+    keys.assign(rows * head_dim, kNan);  // what lies behind the last token must not matter
+    stored.assign(rows * head_dim * 4, std::byte{0xff});
+    for (int64_t i = 0; i < int64_t{num_tokens} * head_dim; ++i) {
+      store_from_float(stored.data(), dtype, i, spread[i % head_dim] * normal(random));
+      keys[i] = load_as_float(stored.data(), dtype, i);
+    }
+    for (int32_t i = 0; i < group * head_dim; ++i) q.push_back(2.0f * normal(random) / std::sqrt(static_cast<float>(head_dim)));
+    index.reserve(std::max<size_t>(1, static_cast<size_t>(num_blocks * selector->block_bytes())));
+    std::memset(index.data(), 0x5a, index.capacity());
+    for (int32_t block = 0; block < num_blocks; ++block) selector->encode({0, 0}, block_keys(block, 0), entry(block));
+    state.reserve(selector->query_state_bytes());
+    selector->prepare({0, 0}, q.data(), state.data());
+  }
+
+  BlockKeys block_keys(int32_t block, int32_t first_new) const {
+    return {keys.data() + int64_t{block} * block_tokens * shape.head_dim,
+            std::min(block_tokens, num_tokens - block * block_tokens), first_new};
+  }
+  std::byte* entry(int32_t block) const { return index.data() + block * selector->block_bytes(); }
+
+  // Scores of all tokens, [group][num_tokens], blocks passed in the given order; checks the bytes around the output.
+  std::vector<std::vector<float>> scores(const std::vector<int32_t>& order) const {
+    std::vector<const std::byte*> entries;
+    std::vector<const void*> rows;
+    const auto element_bytes = static_cast<int64_t>(size_of(shape.kv_dtype));
+    for (int32_t block : order) {
+      entries.push_back(entry(block));
+      rows.push_back(stored.data() + int64_t{block} * block_tokens * shape.head_dim * element_bytes);
+    }
+    const int64_t used = static_cast<int64_t>(order.size()) * block_tokens;
+    const int64_t stride = used + 7;
+    std::vector<float> out(static_cast<size_t>(stride * shape.group), -12345.0f);
+    selector->score(state.data(), {{0, 0}, static_cast<int32_t>(order.size()), entries.data(), rows.data(), shape.head_dim},
+                    out.data(), stride);
+    std::vector<std::vector<float>> result(shape.group, std::vector<float>(static_cast<size_t>(num_blocks) * block_tokens));
+    for (int32_t query = 0; query < shape.group; ++query) {
+      for (int64_t i = used; i < stride; ++i) EXPECT_EQ(out[query * stride + i], -12345.0f) << "guard of query " << query;
+      for (size_t i = 0; i < order.size(); ++i) {
+        std::copy_n(out.begin() + query * stride + static_cast<int64_t>(i) * block_tokens, block_tokens,
+                    result[query].begin() + int64_t{order[i]} * block_tokens);
+      }
+    }
+    return result;
+  }
+  std::vector<std::vector<float>> scores() const {
+    std::vector<int32_t> order(static_cast<size_t>(num_blocks));
+    for (int32_t block = 0; block < num_blocks; ++block) order[block] = block;
+    return scores(order);
+  }
+
+  SelectorShape shape;
+  int32_t num_tokens, block_tokens, num_blocks;
+  std::shared_ptr<const Selector> selector;
+  std::vector<float> keys;          // [num_blocks, block_tokens, head_dim] f32; NaN past the last token
+  std::vector<std::byte> stored;    // [num_blocks, block_tokens, head_dim] kv_dtype
+  std::vector<float> q;             // [group, head_dim] f32
+  AlignedBuffer index, state;
+};
+
+const std::vector<std::string>& all_selectors() {
+  static const std::vector<std::string> names = {"oracle", "quest16", "quest16:int8", "sign", "q2"};
+  return names;
+}
+
+TEST(Selectors, EncodingOneTokenAtATimeGivesTheSameBytes) {
+  for (const std::string& name : all_selectors()) {
+    for (int32_t head_dim : {16, 64, 80, 128}) {
+      SCOPED_TRACE(name + " head_dim " + std::to_string(head_dim));
+      const Case c(name, head_dim, 1, 16 + 11, DType::bf16, kSeed);
+      const auto bytes = static_cast<size_t>(c.selector->block_bytes());
+      for (int32_t block = 0; block < c.num_blocks; ++block) {
+        AlignedBuffer grown;
+        grown.reserve(std::max<size_t>(1, bytes));
+        std::memset(grown.data(), 0x5a, grown.capacity());
+        BlockKeys keys = c.block_keys(block, 0);
+        const int32_t total = keys.num_tokens;
+        for (int32_t end : {1, 2, 5, total}) {
+          keys.num_tokens = end;
+          c.selector->encode({0, 0}, keys, grown.data());
+          keys.first_new = end;
+        }
+        EXPECT_EQ(std::memcmp(grown.data(), c.entry(block), bytes), 0) << "block " << block;
+      }
+    }
+  }
+}
+
+TEST(Selectors, ScoresDoNotDependOnHowBlocksArePassed) {
+  for (const std::string& name : all_selectors()) {
+    for (int32_t group : {1, 3, 4, 7, 16}) {
+      SCOPED_TRACE(name + " group " + std::to_string(group));
+      const Case c(name, 64, group, 16 * 37, DType::bf16, kSeed + 1);
+      const auto all = c.scores();
+      std::mt19937 random(kSeed);
+      std::vector<int32_t> order(static_cast<size_t>(c.num_blocks));
+      for (int32_t block = 0; block < c.num_blocks; ++block) order[block] = block;
+      std::shuffle(order.begin(), order.end(), random);
+      order.resize(order.size() / 2);
+      const auto some = c.scores(order);
+      for (int32_t query = 0; query < group; ++query) {
+        for (int32_t block : order) {
+          EXPECT_EQ(std::memcmp(&all[query][block * c.block_tokens], &some[query][block * c.block_tokens],
+                                sizeof(float) * c.block_tokens), 0);
+        }
+      }
+    }
+  }
+}
+
+TEST(Selectors, OracleIsExactWithinRounding) {
+  for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (int32_t head_dim : {7, 64, 128}) {
+      const Case c("oracle", head_dim, 5, 50, dtype, kSeed + 2);
+      const auto scores = c.scores();
+      for (int32_t query = 0; query < 5; ++query) {
+        const auto exact = ref::exact_scores(c.q.data() + query * head_dim, c.keys.data(), c.num_tokens, head_dim);
+        for (int32_t token = 0; token < c.num_tokens; ++token) {
+          EXPECT_NEAR(scores[query][token], exact.value[token], (head_dim + 2) * kEps32 * exact.magnitude[token]);
+        }
+      }
+    }
+  }
+}
+
+// A bound is a bound: no key of a page scores higher than the page. And it is the one of the formula.
+TEST(Selectors, QuestBoundsEveryKeyOfItsPage) {
+  for (const std::string name : {"quest16", "quest16:int8"}) {
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      for (int32_t head_dim : {24, 64, 128}) {
+        SCOPED_TRACE(name + " " + std::string(to_string(dtype)) + " head_dim " + std::to_string(head_dim));
+        const Case c(name, head_dim, 4, 16 * 20 + 5, dtype, kSeed + 3);
+        const auto scores = c.scores();
+        double worst_slack = 0.0;
+        for (int32_t block = 0; block < c.num_blocks; ++block) {
+          std::vector<double> minima(head_dim, 1e30), maxima(head_dim, -1e30);
+          const BlockKeys keys = c.block_keys(block, 0);
+          for (int32_t token = 0; token < keys.num_tokens; ++token) {
+            for (int32_t dim = 0; dim < head_dim; ++dim) {
+              minima[dim] = std::min(minima[dim], double{keys.keys[token * head_dim + dim]});
+              maxima[dim] = std::max(maxima[dim], double{keys.keys[token * head_dim + dim]});
+            }
+          }
+          const double spread = *std::max_element(maxima.begin(), maxima.end()) - *std::min_element(minima.begin(), minima.end());
+          for (int32_t query = 0; query < 4; ++query) {
+            const float* q = c.q.data() + query * head_dim;
+            const double bound = ref::page_bound(q, minima.data(), maxima.data(), head_dim);
+            double magnitude = 0.0, q_sum = 0.0;
+            for (int32_t dim = 0; dim < head_dim; ++dim) {
+              magnitude += std::abs(double{q[dim]}) * (std::max(std::abs(minima[dim]), std::abs(maxima[dim])) + 2.0 * spread);
+              q_sum += std::abs(double{q[dim]});
+            }
+            const double rounding = (2 * head_dim + 4) * kEps32 * magnitude;
+            // bf16 keys are their own bounds in bf16; an f32 bound moves by up to 2^-7 of its size; int8 by one step.
+            const bool exact = name == "quest16" && dtype == DType::bf16;
+            const double slack = exact ? 0.0 : name == "quest16" ? magnitude * 0x1p-7 : 1.001 * q_sum * spread / 255.0;
+            for (int32_t token = 0; token < 16; ++token) {
+              const double score = scores[query][block * 16 + token];
+              EXPECT_GE(score, bound - rounding);
+              EXPECT_LE(score, bound + slack + rounding);
+              worst_slack = std::max(worst_slack, score - bound);
+            }
+            const auto exact_scores = ref::exact_scores(q, keys.keys, keys.num_tokens, head_dim);
+            for (double value : exact_scores.value) EXPECT_GE(scores[query][block * 16], value - rounding);
+          }
+        }
+        if (name == "quest16:int8") {
+          EXPECT_GT(worst_slack, 0.0);
+        }
+      }
+    }
+  }
+}
+
+struct StoredCodes {
+  std::vector<int32_t> codes;  // [head_dim]
+  double scale = 0.0;
+};
+
+StoredCodes read_codes(const Case& c, const RotatedCodeSelector& selector, int32_t bits, int32_t token) {
+  StoredCodes result;
+  const auto* entry = reinterpret_cast<const uint8_t*>(c.entry(token / 16));
+  const int32_t dims_per_nibble = 4 / bits;
+  for (int32_t dim = 0; dim < c.shape.head_dim; ++dim) {
+    const int32_t nibble_index = dim / dims_per_nibble;
+    const uint32_t byte = entry[nibble_index / 2 * 16 + token % 16];
+    const uint32_t nibble = nibble_index % 2 == 0 ? byte & 15u : byte >> 4;
+    result.codes.push_back(static_cast<int32_t>((nibble >> (dim % dims_per_nibble * bits)) & ((1u << bits) - 1u)));
+  }
+  Float16 scale;
+  std::memcpy(&scale.bits, entry + selector.num_lanes() * 16 + token % 16 * 2, 2);
+  result.scale = to_float(scale);
+  return result;
+}
+
+class RotatedCodes : public testing::TestWithParam<std::tuple<const char*, int32_t, int32_t>> {};
+
+TEST_P(RotatedCodes, CodesScalesAndScoresMatchTheReference) {
+  const auto [name, head_dim, group] = GetParam();
+  const CodeFormat& format = std::string(name) == "sign" ? kSignCodes : kTwoBitCodes;
+  const Case c(name, head_dim, group, 16 * 9 + 3, DType::bf16, kSeed + 4);
+  const auto& selector = dynamic_cast<const RotatedCodeSelector&>(*c.selector);
+  const Rotation& rotation = selector.rotation();
+  const auto scores = c.scores();
+  const cpu::NibbleTables tables = selector.tables(c.state.data());
+  const int32_t num_groups = head_dim / format.dims_per_group();
+  std::vector<std::vector<double>> rotated_q;
+  for (int32_t query = 0; query < group; ++query) {
+    rotated_q.push_back(ref::rotate(c.q.data() + query * head_dim, rotation.factors(), rotation.block_sizes()));
+  }
+
+  for (int32_t token = 0; token < c.num_tokens; ++token) {
+    const StoredCodes stored = read_codes(c, selector, format.bits, token);
+    const auto r = ref::rotate(c.keys.data() + int64_t{token} * head_dim, rotation.factors(), rotation.block_sizes());
+    double norm = 0.0, magnitude = 0.0;
+    for (double value : r) norm += value * value;
+    for (int32_t dim = 0; dim < head_dim; ++dim) magnitude += std::abs(double{c.keys[int64_t{token} * head_dim + dim]});
+    const double rms = std::sqrt(norm / head_dim);
+    // A rotated component is log2(head_dim) sums of products: its rounding error is a few units of the largest possible sum.
+    const double rounding = 12 * kEps32 * magnitude;
+    double product = 0.0, level_norm = 0.0;
+    for (int32_t dim = 0; dim < head_dim; ++dim) {
+      const double level = format.levels[stored.codes[dim]];
+      const double cut = format.bits == 2 ? format.cut * rms : 0.0;
+      if (std::abs(r[dim]) > rounding) {
+        EXPECT_EQ(level > 0.0, r[dim] > 0.0) << "token " << token << " dim " << dim;
+      }
+      if (format.bits == 2 && std::abs(std::abs(r[dim]) - cut) > rounding + 16 * kEps32 * cut) {
+        EXPECT_EQ(std::abs(level) > 1.0, std::abs(r[dim]) > cut) << "token " << token << " dim " << dim;
+      }
+      product += level * r[dim];
+      level_norm += level * level;
+    }
+    // Least squares: no other multiple of the levels is closer to r. f16 keeps 11 bits.
+    EXPECT_NEAR(stored.scale, product / level_norm, 0x1p-11 * product / level_norm + 2 * rounding);
+
+    for (int32_t query = 0; query < group; ++query) {
+      // The integer sum, from the tables themselves: the same bits on every instruction set.
+      const uint8_t* low = tables.tables + query * cpu::nibble_table_bytes(tables.num_lanes);
+      const uint8_t* high = low + tables.num_lanes * 16;
+      const auto* entry = reinterpret_cast<const uint8_t*>(c.entry(token / 16));
+      int32_t sum = 0;
+      for (int32_t lane = 0; lane < tables.num_lanes; ++lane) {
+        const uint32_t byte = entry[lane * 16 + token % 16];
+        sum += low[lane * 16 + (byte & 15u)] + high[lane * 16 + (byte >> 4)] - 2 * cpu::kNibbleTableMiddle;
+      }
+      const float expected = static_cast<float>(stored.scale) * (static_cast<float>(sum) * tables.steps[query]);
+      EXPECT_EQ(scores[query][token], expected) << "token " << token << " query " << query;
+
+      double exact = 0.0, q_norm = 0.0;
+      for (int32_t dim = 0; dim < head_dim; ++dim) {
+        exact += format.levels[stored.codes[dim]] * rotated_q[query][dim];
+        q_norm += std::abs(rotated_q[query][dim]);
+      }
+      const double bound = stored.scale * (0.5 * tables.steps[query] * num_groups * (1 + 1e-4) + 32 * kEps32 * q_norm * 1.6);
+      EXPECT_NEAR(scores[query][token], stored.scale * exact, bound) << "token " << token << " query " << query;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, RotatedCodes,
+                         testing::Combine(testing::Values("sign", "q2"), testing::Values(8, 16, 32, 64, 80, 96, 128, 256),
+                                          testing::Values(1, 2, 3, 4, 7, 16)),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + "_head_dim" + std::to_string(std::get<1>(info.param)) +
+                                  "_group" + std::to_string(std::get<2>(info.param));
+                         });
+
+TEST(RotatedCodeEdges, ZeroKeysZeroQueriesAndNanQueriesAreHarmless) {
+  for (const std::string name : {"sign", "q2"}) {
+    const SelectorShape shape{1, 1, 2, 64, DType::f32};
+    const auto selector = *make_selector(name, shape);
+    std::vector<float> keys(16 * 64, 0.0f), q(2 * 64, 0.0f);
+    for (int32_t dim = 0; dim < 64; ++dim) q[64 + dim] = kNan;
+    AlignedBuffer entry, state;
+    selector->encode({0, 0}, {keys.data(), 16, 0}, entry.reserve(static_cast<size_t>(selector->block_bytes())));
+    selector->prepare({0, 0}, q.data(), state.reserve(selector->query_state_bytes()));
+    const std::byte* entries[] = {entry.data()};
+    std::vector<float> scores(2 * 16, kNan);
+    selector->score(state.data(), {{0, 0}, 1, entries, nullptr, 0}, scores.data(), 16);
+    for (int32_t token = 0; token < 16; ++token) EXPECT_EQ(scores[token], 0.0f);
+  }
+}
+
+// On normal keys a score is the expected value of the exact score given the code: regressing the exact score on it gives
+// slope 1, and the correlations are those of the quantisers (0.798 and 0.939) less the rounding of the table.
+TEST(RotatedCodeQuality, ScoresAreShrunkAsLeastSquaresEstimatesAre) {
+  const struct {
+    const char* name;
+    double correlation;
+  } expected[] = {{"sign", 0.798}, {"q2", 0.939}};
+  for (const auto& [name, correlation] : expected) {
+    for (int32_t head_dim : {64, 128}) {
+      const Case c(name, head_dim, 4, 16 * 300, DType::bf16, kSeed + 5, 0.0f);
+      const auto scores = c.scores();
+      double exact_norm = 0.0, score_norm = 0.0, product = 0.0;
+      for (int32_t query = 0; query < 4; ++query) {
+        const auto exact = ref::exact_scores(c.q.data() + query * head_dim, c.keys.data(), c.num_tokens, head_dim);
+        for (int32_t token = 0; token < c.num_tokens; ++token) {
+          exact_norm += exact.value[token] * exact.value[token];
+          score_norm += double{scores[query][token]} * scores[query][token];
+          product += exact.value[token] * scores[query][token];
+        }
+      }
+      EXPECT_NEAR(product / std::sqrt(exact_norm * score_norm), correlation, 0.01) << name << " " << head_dim;
+      EXPECT_NEAR(product / score_norm, 1.0, 0.02) << name << " " << head_dim;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rarefy
