@@ -8,6 +8,7 @@
 #include <random>
 
 #include "core/aligned_buffer.h"
+#include "hwy/targets.h"
 #include "rarefy/select/registry.h"
 #include "ref/select.h"
 #include "select/rotated_codes.h"
@@ -298,6 +299,22 @@ INSTANTIATE_TEST_SUITE_P(Shapes, RotatedCodes,
                            return std::string(std::get<0>(info.param)) + "_head_dim" + std::to_string(std::get<1>(info.param)) +
                                   "_group" + std::to_string(std::get<2>(info.param));
                          });
+
+TEST(RotatedCodeTargets, ScoresHaveTheSameBitsOnEveryInstructionSet) {
+  for (const std::string name : {"sign", "q2"}) {
+    for (int32_t head_dim : {16, 80, 128}) {
+      const Case best(name, head_dim, 5, 16 * 21, DType::bf16, kSeed + 6);
+      const auto expected = best.scores();
+      for (int64_t disabled : {int64_t{HWY_AVX3_DL}, int64_t{HWY_AVX3_DL | HWY_AVX3}, int64_t{HWY_AVX3_DL | HWY_AVX3 | HWY_AVX2}}) {
+        hwy::DisableTargets(disabled);
+        const Case other(name, head_dim, 5, 16 * 21, DType::bf16, kSeed + 6);
+        EXPECT_EQ(other.scores(), expected) << name << " head_dim " << head_dim << " without targets " << disabled;
+        EXPECT_EQ(std::memcmp(other.index.data(), best.index.data(), best.index.capacity()), 0);
+        hwy::DisableTargets(0);
+      }
+    }
+  }
+}
 
 TEST(RotatedCodeEdges, ZeroKeysZeroQueriesAndNanQueriesAreHarmless) {
   for (const std::string name : {"sign", "q2"}) {
