@@ -2,14 +2,16 @@
 
 Use: python3 build_text.py --out DATA [--root DIR ...]
      Packages: see SOURCES; each must be installed, or unpacked (dpkg-deb -x) under one of the --root folders.
-Writes DATA/{train,dev,test,unseen}.jsonl, one {"id", "source", "text"} a line, and DATA/text_stats.json.
+Writes DATA/{train,extra,dev,test,unseen}.jsonl, one {"id", "source", "text"} a line, and DATA/text_stats.json.
 
 The split is by document and depends only on the document's id. dev and test are never trained on;
 unseen is a whole project that is never trained on.
 """
 import argparse
+import collections
 import hashlib
 import json
+import multiprocessing
 import re
 import sys
 from pathlib import Path
@@ -32,6 +34,18 @@ SOURCES = {
     "rust": ("rust-doc", "MIT or Apache-2.0", "rust-doc/html", "*.html",
              r"^(book/ch|reference|nomicon|rust-by-example|embedded-book|edition-guide|rustc|rustdoc|unstable-book)"),
 }
+# More text for training alone, so that the language model does not learn the sources above by heart. Reference
+# pages repeat each other: lines seen MAX_REPEATS times are dropped.
+EXTRA = {
+    "erlang": ("erlang-doc", "Apache-2.0", "erlang-doc", "*.html", r""),
+    "boost": ("libboost1.74-doc", "BSL-1.0", "libboost1.74-doc", "*.html", r""),
+    "scipy": ("python-scipy-doc", "BSD-3-Clause", "python-scipy-doc/html", "*.html", r""),
+    "twisted": ("twisted-doc", "MIT", "twisted-doc/html", "*.html", r""),
+    "tornado": ("python-tornado-doc", "Apache-2.0", "python-tornado-doc/html", "*.html", r""),
+    "pandas-reference": ("python-pandas-doc", "BSD-3-Clause", "python-pandas-doc/html", "*.html", r"^(reference|whatsnew)/"),
+    "rust-std": ("rust-doc", "MIT or Apache-2.0", "rust-doc/html/std", "*.html", r""),
+}
+MAX_REPEATS, MAX_EXTRA_CHARS = 3, 60_000
 UNSEEN = {"django": ("python-django-doc", "BSD-3-Clause", "python-django-doc/html", "*.html", r"")}
 # Indexes, search pages and generated lists: no prose.
 EXCLUDE = re.compile(
@@ -66,6 +80,24 @@ def read_source(name: str, root: Path, pattern: str, wanted: str):
             yield {"id": f"{name}/{relative}", "source": name, "text": text}
 
 
+def read_all(*source):
+    return list(read_source(*source))
+
+
+def drop_repeats(docs):
+    counts, kept = collections.Counter(), []
+    for doc in docs:
+        lines = []
+        for line in doc["text"][:MAX_EXTRA_CHARS].split("\n"):
+            counts[line] += len(line) >= 30
+            if counts[line] <= MAX_REPEATS:
+                lines.append(line)
+        text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+        if len(text) >= MIN_CHARS:
+            kept.append({**doc, "text": text})
+    return kept
+
+
 def lines_of(text: str):
     return [line for line in text.split("\n") if len(line) >= 60]
 
@@ -85,9 +117,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--root", type=Path, action="append", default=[], help="where packages were unpacked")
+    parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     roots = args.root + [Path("/")]
-    everything = {**SOURCES, **UNSEEN}
+    everything = {**SOURCES, **UNSEEN, **EXTRA}
     folders = {name: find_folder(roots, source[2]) for name, source in everything.items()}
     missing = [everything[name][0] for name, folder in folders.items() if folder is None]
     if missing:
@@ -95,7 +128,7 @@ def main():
 
     splits = {"train": [], "dev": [], "test": [], "unseen": []}
     seen = set()
-    for name, (_, _, _, pattern, wanted) in everything.items():
+    for name, (_, _, _, pattern, wanted) in {**SOURCES, **UNSEEN}.items():
         for doc in read_source(name, folders[name], pattern, wanted):
             digest = hashlib.sha256(doc["text"].encode()).digest()
             train_only = bool(TRAIN_ONLY.search(doc["id"].split("/", 1)[1]))
@@ -110,6 +143,11 @@ def main():
         splits[name] = drop_leaks(splits[name], known)
     known |= {line for doc in splits["dev"] for line in lines_of(doc["text"])}
     splits["test"] = drop_leaks(splits["test"], known)
+
+    held_out = {line for name in ("dev", "test", "unseen") for doc in splits[name] for line in lines_of(doc["text"])}
+    with multiprocessing.Pool(args.jobs) as pool:
+        read = pool.starmap(read_all, [(name, folders[name], *EXTRA[name][3:]) for name in EXTRA], chunksize=1)
+    splits["extra"] = drop_leaks(drop_repeats([doc for docs in read for doc in docs]), held_out)
 
     args.out.mkdir(parents=True, exist_ok=True)
     stats = {}

@@ -64,15 +64,16 @@ def main():
     tokenizer = train_tokenizer(docs["train"])
     tokenizer.save(str(args.data / "tokenizer.json"))
     eos = tokenizer.token_to_id(EOS)
+    docs["train"] += [json.loads(line)["text"] for line in open(args.data / "extra.jsonl", encoding="utf-8")]
+    words = frequent_words(docs["train"], 2400)
+    (args.data / "words.json").write_text(json.dumps(words) + "\n")
+    print(f"{len(words)} name words, e.g. {words[::200]}")
     for split, texts in docs.items():
         # Half of the documents end with the end token; the others run on, as they do in evaluation contexts.
         encoded = tokenizer.encode_batch_fast([text + "\n" for text in texts], add_special_tokens=False)
         stream = np.concatenate([np.array(e.ids + [eos] * (i % 2), np.uint16) for i, e in enumerate(encoded)])
         (args.data / f"{split}.tokens.xz").write_bytes(lzma.compress(stream.tobytes(), preset=4))
         print(f"{split}: {len(stream)} tokens, {sum(map(len, texts)) / len(stream):.2f} characters per token")
-    words = frequent_words(docs["train"], 2400)
-    (args.data / "words.json").write_text(json.dumps(words) + "\n")
-    print(f"{len(words)} name words, e.g. {words[::200]}")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class Llama(nn.Module):
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
         self.steps = (before_attention, after_attention, head_loss)
-        self.backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        self.backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
     def compile_steps(self):
         self.steps = tuple(torch.compile(step, dynamic=False) for step in (before_attention, after_attention, head_loss))

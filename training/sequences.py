@@ -4,6 +4,7 @@ Use: SequenceMaker(data_folder).make(length, rng) -> (tokens, roles); BatchPool 
 Everything is made in token space: pre-tokenisation splits at the seams of a template, so encoding the parts and
 joining them equals encoding the whole.
 """
+import bisect
 import json
 import lzma
 import math
@@ -20,6 +21,8 @@ import facts
 
 TEXT, ANSWER, UNPREDICTABLE = 0, 1, 2  # role of a token as a target; planted names and values are no language
 SLOT_TOKENS = 32
+PLACES = ["anywhere", "line", "line", "sentence"]  # where facts are put, by frequency
+MAX_RUN_ON_TOKENS = 40
 # Digits of the planted values. Four digits and words stay unseen.
 VALUE_DIGITS = [6, 6, 6, 6, 6, 6, 6, 5, 7, 8]
 
@@ -42,7 +45,15 @@ class SequenceMaker:
             found = re.findall(r"(.*?)(?: \{(name|value)\}|$)", template, re.S)
             return [(encode(literal), slot or None) for literal, slot in found if literal or slot]
 
-        self.facts = [parts(lead + fact + tail) for fact in facts.FACTS["seen"] for lead, tail in ((" ", ""), ("\n", "\n"))]
+        # By where the fact stands: anywhere, on a line of its own after a line's end, after a sentence.
+        seams = {"anywhere": [(" ", ""), ("\n", "\n")], "line": [("", "\n"), ("", "\n"), ("", "\n\n")],
+                 "sentence": [(" ", "")]}
+        self.facts = {place: [parts(lead + fact + tail) for fact in facts.FACTS["seen"] for lead, tail in pairs]
+                      for place, pairs in seams.items()}
+        strings = [self.tokenizer.decode([i]) for i in range(self.tokenizer.get_vocab_size())]
+        self.ends_line = np.array([t.endswith("\n") for t in strings])
+        self.ends_sentence = np.array([t.endswith(".") for t in strings])
+        self.starts_sentence = np.array([len(t) > 1 and t[0] == " " and t[1].isupper() for t in strings])
         self.questions = [parts(question + "\n") for question in facts.QUESTIONS["seen"]]
 
     def _write(self, ids, roles, template, name, value, value_role):
@@ -69,7 +80,11 @@ class SequenceMaker:
         """tokens [length + 1] u16 and roles [length + 1] u8."""
         ids, roles = [self.bos], [TEXT]
         at = rng.randrange(len(self.stream) - length - 2)
-        text = self.stream[at:at + length + 2].tolist()
+        text = self.stream[at:at + length + 2]
+        seams = {"line": np.flatnonzero(self.ends_line[text]) + 1,
+                 "sentence": np.flatnonzero(self.ends_sentence[text[:-1]] & self.starts_sentence[text[1:]]) + 1}
+        seams = {place: positions.tolist() for place, positions in seams.items()}
+        text = text.tolist()
         taken = 0
         slots = length // SLOT_TOKENS
         kind = rng.random()
@@ -102,7 +117,16 @@ class SequenceMaker:
             start = len(ids)
             if rng.random() < event_rate:
                 if next_fact < num_facts and (not planted or rng.random() < fact_rate):
-                    self._write(ids, roles, rng.choice(self.facts), *pool[next_fact], UNPREDICTABLE)
+                    place = rng.choice(PLACES)
+                    if place != "anywhere":  # run the text on to the next such seam, if it is near
+                        found = bisect.bisect_left(seams[place], taken)
+                        seam = seams[place][found] if found < len(seams[place]) else len(text)
+                        if seam - taken > MAX_RUN_ON_TOKENS:
+                            place, seam = "anywhere", taken
+                        ids += text[taken:seam]
+                        roles += [TEXT] * (seam - taken)
+                        taken = seam
+                    self._write(ids, roles, rng.choice(self.facts[place]), *pool[next_fact], UNPREDICTABLE)
                     planted.append(pool[next_fact])
                     unasked.append(pool[next_fact])
                     next_fact += 1
