@@ -66,7 +66,8 @@ Status Checkpoint::open_shards(const std::filesystem::path& folder) {
   std::map<std::string, std::vector<std::string>> names_by_file;
   for (const auto& [name, file] : map->items()) {
     if (!file.is_string()) {
-      return Status::data_loss(index_path.string() + ": expected a file name for tensor '" + brief(name) + "', got " + brief_value(file));
+      return Status::data_loss(index_path.string() + ": expected a file name for tensor '" + brief(name) + "', got " +
+                               brief_value(file));
     }
     const auto file_name = file.get<std::string>();
     // A shard lies beside its index; anything else could name a file outside the model's folder.
@@ -84,8 +85,8 @@ Status Checkpoint::open_shards(const std::filesystem::path& folder) {
     if (!std::filesystem::exists(folder / file_name, error)) missing_files.push_back(file_name);
   }
   if (!missing_files.empty()) {
-    return Status::not_found(index_path.string() + ": expected " + std::to_string(names_by_file.size()) + " shards, missing " +
-                             list_names(missing_files) + "; fetch them into the same folder");
+    return Status::not_found(index_path.string() + ": expected " + std::to_string(names_by_file.size()) +
+                             " shards, missing " + list_names(missing_files) + "; fetch them into the same folder");
   }
 
   for (const auto& [file_name, names] : names_by_file) {
@@ -102,7 +103,8 @@ Status Checkpoint::open_shards(const std::filesystem::path& folder) {
     }
     if (!missing_tensors.empty()) {
       return Status::data_loss(index_path.string() + ": expected '" + brief(file_name) + "' to hold " +
-                               list_names(missing_tensors) + ", but it does not; shards and index are of different versions");
+                               list_names(missing_tensors) +
+                               ", but it does not; shards and index are of different versions");
     }
   }
   return {};

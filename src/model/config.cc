@@ -31,8 +31,8 @@ void add_stop_ids(const std::vector<int32_t>& ids, ModelConfig& config) {
 Status check_ids(const std::vector<int32_t>& ids, std::string_view key, const ModelConfig& config) {
   for (const int32_t id : ids) {
     if (id >= config.vocab_size) {
-      return Status::invalid_argument("expected " + std::string(key) + " below vocab_size " + std::to_string(config.vocab_size) +
-                                      ", got " + std::to_string(id));
+      return Status::invalid_argument("expected " + std::string(key) + " below vocab_size " +
+                                      std::to_string(config.vocab_size) + ", got " + std::to_string(id));
     }
   }
   return {};
@@ -42,13 +42,14 @@ Expected<const Family*> choose_family(const Json& top, const Json& decoder) {
   Fields fields(decoder);
   const std::string model_type = fields.text("model_type", "");
   std::string architecture;
-  if (const auto list = top.find("architectures"); list != top.end() && list->is_array() && !list->empty() && (*list)[0].is_string()) {
+  if (const auto list = top.find("architectures");
+      list != top.end() && list->is_array() && !list->empty() && (*list)[0].is_string()) {
     architecture = (*list)[0].get<std::string>();
   }
   RAREFY_RETURN_IF_ERROR(fields.status());
   const Family* family = find_family(model_type, architecture);
   if (family != nullptr) return family;
-  const std::string got = !model_type.empty() ? "model_type '" + brief(model_type) + "'"
+  const std::string got = !model_type.empty()     ? "model_type '" + brief(model_type) + "'"
                           : !architecture.empty() ? "architecture '" + brief(architecture) + "'"
                                                   : std::string("neither model_type nor architectures");
   return Status::unsupported("expected model_type to be one of " + supported_model_types() + ", got " + got);
@@ -66,11 +67,14 @@ Status check_supported(const Json& top, const Json& decoder, int32_t num_layers)
   }
   for (const Json* object : {&top, &decoder}) {
     if (Fields(*object).has("quantization_config")) {
-      return Status::unsupported("expected weights in f32, f16 or bf16, got a quantised checkpoint (quantization_config); fetch the unquantised one");
+      return Status::unsupported(
+          "expected weights in f32, f16 or bf16, got a quantised checkpoint (quantization_config); fetch the unquantised "
+          "one");
     }
   }
   if (const Json* types = fields.find("layer_types")) {
-    if (!types->is_array()) return Status::invalid_argument("expected layer_types to be a list, got " + brief_value(*types));
+    if (!types->is_array())
+      return Status::invalid_argument("expected layer_types to be a list, got " + brief_value(*types));
     for (const Json& type : *types) {
       if (type != "full_attention") {
         return Status::unsupported("expected full_attention in every layer, got " + brief_value(type) + " in layer_types");
@@ -87,7 +91,9 @@ Status check_supported(const Json& top, const Json& decoder, int32_t num_layers)
   return {};
 }
 
-bool resolve(BiasRule rule, bool from_config) { return rule == BiasRule::always || (rule == BiasRule::from_config && from_config); }
+bool resolve(BiasRule rule, bool from_config) {
+  return rule == BiasRule::always || (rule == BiasRule::from_config && from_config);
+}
 
 Status read_sizes(Fields& fields, const Family& family, ModelConfig& config) {
   config.vocab_size = fields.integer("vocab_size", family.vocab_size, 1, kMaxVocab);
@@ -97,7 +103,8 @@ Status read_sizes(Fields& fields, const Family& family, ModelConfig& config) {
   config.num_q_heads = fields.integer("num_attention_heads", family.num_attention_heads, 1, kMaxHeads);
   const int32_t default_kv_heads = family.num_key_value_heads > 0 ? family.num_key_value_heads : config.num_q_heads;
   config.num_kv_heads = fields.integer("num_key_value_heads", default_kv_heads, 1, kMaxHeads);
-  config.max_position_embeddings = fields.integer("max_position_embeddings", family.max_position_embeddings, 1, kMaxPositions);
+  config.max_position_embeddings =
+      fields.integer("max_position_embeddings", family.max_position_embeddings, 1, kMaxPositions);
   config.rms_norm_eps = static_cast<float>(fields.number("rms_norm_eps", family.rms_norm_eps, 0.0, 1.0));
   RAREFY_RETURN_IF_ERROR(fields.status());
 

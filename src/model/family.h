@@ -28,10 +28,10 @@ struct Family {
   int32_t bos_token_id;  // -1 = none
   int32_t eos_token_id;  // -1 = none
 
-  bool reads_head_dim;  // else head_dim = hidden_size / num_attention_heads, whatever the file says
-  BiasRule qkv_bias;    // from_config: attention_bias
-  BiasRule output_bias; // from_config: attention_bias
-  BiasRule mlp_bias;    // from_config: mlp_bias
+  bool reads_head_dim;   // else head_dim = hidden_size / num_attention_heads, whatever the file says
+  BiasRule qkv_bias;     // from_config: attention_bias
+  BiasRule output_bias;  // from_config: attention_bias
+  BiasRule mlp_bias;     // from_config: mlp_bias
 };
 
 std::span<const Family> families();

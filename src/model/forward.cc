@@ -63,8 +63,14 @@ void fill_rotation(const RopeConfig& rope, int64_t first_position, int64_t num_t
 // Splits the rows of the stacked product into q, k and v and rotates q and k.
 void split_and_rotate(const ModelConfig& config, int64_t num_tokens, ForwardScratch::Impl& scratch) {
   const int64_t q_columns = q_width(config), kv_columns = kv_width(config), stride = q_columns + 2 * kv_columns;
-  cpu::RopeArgs args{.x = scratch.wide, .x_row_stride = stride, .cos = scratch.cos, .sin = scratch.sin, .num_rows = num_tokens,
-                     .num_heads = config.num_q_heads, .head_dim = config.head_dim, .rotary_dim = config.rope.rotary_dim,
+  cpu::RopeArgs args{.x = scratch.wide,
+                     .x_row_stride = stride,
+                     .cos = scratch.cos,
+                     .sin = scratch.sin,
+                     .num_rows = num_tokens,
+                     .num_heads = config.num_q_heads,
+                     .head_dim = config.head_dim,
+                     .rotary_dim = config.rope.rotary_dim,
                      .out = scratch.q};
   cpu::rope(args);
   args.x = scratch.wide + q_columns;
@@ -83,7 +89,8 @@ Status run_layer(const ModelConfig& config, const LayerWeights& weights, int32_t
   cpu::rms_norm(scratch.hidden, weights.attention_norm.data(), config.rms_norm_eps, num_tokens, hidden, scratch.normed);
   RAREFY_RETURN_IF_ERROR(weights.qkv.run(scratch.normed, num_tokens, scratch.matmul, scratch.wide));
   split_and_rotate(config, num_tokens, scratch);
-  RAREFY_RETURN_IF_ERROR(attention.attend(layer, static_cast<int32_t>(num_tokens), scratch.q, scratch.k, scratch.v, scratch.attention));
+  RAREFY_RETURN_IF_ERROR(
+      attention.attend(layer, static_cast<int32_t>(num_tokens), scratch.q, scratch.k, scratch.v, scratch.attention));
   RAREFY_RETURN_IF_ERROR(weights.output.run(scratch.attention, num_tokens, scratch.matmul, scratch.normed));
   cpu::add(scratch.normed, num_tokens * hidden, scratch.hidden);
 
@@ -108,14 +115,16 @@ Status forward(const ModelConfig& config, const Weights& weights, std::span<cons
   }
   if (scratch.observer) scratch.observer(-1, num_tokens, scratch.hidden);
   for (int32_t layer = 0; layer < config.num_layers; ++layer) {
-    RAREFY_RETURN_IF_ERROR(run_layer(config, weights.layers[static_cast<std::size_t>(layer)], layer, num_tokens, attention, scratch));
+    RAREFY_RETURN_IF_ERROR(
+        run_layer(config, weights.layers[static_cast<std::size_t>(layer)], layer, num_tokens, attention, scratch));
     if (scratch.observer) scratch.observer(layer, num_tokens, scratch.hidden);
   }
   if (rows == LogitRows::none) return {};
 
   const int64_t first_row = rows == LogitRows::last ? num_tokens - 1 : 0;
   const int64_t num_rows = num_tokens - first_row;
-  cpu::rms_norm(scratch.hidden + first_row * hidden, weights.final_norm.data(), config.rms_norm_eps, num_rows, hidden, scratch.normed);
+  cpu::rms_norm(scratch.hidden + first_row * hidden, weights.final_norm.data(), config.rms_norm_eps, num_rows, hidden,
+                scratch.normed);
   return weights.head.run(scratch.normed, num_rows, scratch.matmul, logits);
 }
 

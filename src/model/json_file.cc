@@ -17,7 +17,8 @@ Expected<std::string> read_text_file(const std::filesystem::path& path, std::siz
   std::error_code error;
   const auto status = std::filesystem::status(path, error);
   if (!std::filesystem::exists(status)) return Status::not_found(path.string() + ": expected a file, found none");
-  if (!std::filesystem::is_regular_file(status)) return Status::io_error(path.string() + ": expected a file, found something else");
+  if (!std::filesystem::is_regular_file(status))
+    return Status::io_error(path.string() + ": expected a file, found something else");
   const auto size = std::filesystem::file_size(path, error);
   if (error) return Status::io_error(path.string() + ": " + error.message());
   if (size > max_bytes) {
@@ -45,7 +46,8 @@ Expected<Json> parse_json(std::string_view text) {
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end && !keys.empty()) keys.pop_back();
     if (event == Json::parse_event_t::key && !keys.empty() && !keys.back().insert(value.get<std::string>()).second) {
-      refused = Status::data_loss("expected every key once, got '" + brief(value.get<std::string>()) + "' twice in one object");
+      refused =
+          Status::data_loss("expected every key once, got '" + brief(value.get<std::string>()) + "' twice in one object");
       return false;
     }
     return true;
@@ -77,7 +79,8 @@ std::string brief(std::string_view text) {
   constexpr std::size_t kMaxShown = 120;
   std::string shown(text.substr(0, kMaxShown));
   // Not to cut a UTF-8 sequence in half.
-  while (text.size() > kMaxShown && !shown.empty() && (static_cast<unsigned char>(text[shown.size()]) & 0xc0) == 0x80) shown.pop_back();
+  while (text.size() > kMaxShown && !shown.empty() && (static_cast<unsigned char>(text[shown.size()]) & 0xc0) == 0x80)
+    shown.pop_back();
   for (char& c : shown) {
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
   }

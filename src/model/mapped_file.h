@@ -18,12 +18,11 @@ class MappedFile {
   MappedFile& operator=(MappedFile&& other) noexcept;
   ~MappedFile();
 
-  std::span<const std::byte> bytes() const { return {data_, size_bytes_}; }
+  std::span<const std::byte> bytes() const { return bytes_; }
 
  private:
-  MappedFile(const std::byte* data, std::size_t size_bytes) : data_(data), size_bytes_(size_bytes) {}
-  const std::byte* data_ = nullptr;  // [size_bytes_] bytes; page-aligned
-  std::size_t size_bytes_ = 0;
+  explicit MappedFile(std::span<const std::byte> bytes) : bytes_(bytes) {}
+  std::span<const std::byte> bytes_;  // [file size] bytes; page-aligned
 };
 
 }  // namespace rarefy::model

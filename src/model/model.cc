@@ -20,7 +20,10 @@ ForwardScratch::~ForwardScratch() = default;
 class Model::Impl {
  public:
   Impl(ModelConfig config_in, Tokenizer tokenizer_in, model::Weights weights_in, DType weight_dtype_in)
-      : config(std::move(config_in)), tokenizer(std::move(tokenizer_in)), weights(std::move(weights_in)), weight_dtype(weight_dtype_in) {}
+      : config(std::move(config_in)),
+        tokenizer(std::move(tokenizer_in)),
+        weights(std::move(weights_in)),
+        weight_dtype(weight_dtype_in) {}
 
   ModelConfig config;
   Tokenizer tokenizer;
@@ -43,7 +46,8 @@ Status add_special_tokens(const std::filesystem::path& folder, const Tokenizer& 
   const auto find = [&](const std::string& token, const char* role, int32_t& id) -> Status {
     id = token.empty() ? -1 : tokenizer.token_to_id(token);
     if (!token.empty() && id < 0) {
-      return Status::not_found((folder / "tokenizer.json").string() + ": expected the " + role + " token '" + model::brief(token) +
+      return Status::not_found((folder / "tokenizer.json").string() + ": expected the " + role + " token '" +
+                               model::brief(token) +
                                "' that tokenizer_config.json names, found none; fetch both files from the same place");
     }
     return {};
@@ -69,9 +73,10 @@ Expected<Model> Model::load(const std::filesystem::path& folder, const ModelOpti
     RAREFY_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::load(folder));
     RAREFY_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::load(folder / "tokenizer.json"));
     if (tokenizer.vocab_size() > config.vocab_size) {
-      return Status::invalid_argument(folder.string() + ": expected a tokenizer of at most vocab_size = " +
-                                      std::to_string(config.vocab_size) + " ids, got " + std::to_string(tokenizer.vocab_size()) +
-                                      "; tokenizer.json and config.json are of different models");
+      return Status::invalid_argument(
+          folder.string() + ": expected a tokenizer of at most vocab_size = " + std::to_string(config.vocab_size) +
+          " ids, got " + std::to_string(tokenizer.vocab_size()) +
+          "; tokenizer.json and config.json are of different models");
     }
     RAREFY_RETURN_IF_ERROR(add_special_tokens(folder, tokenizer, config));
     RAREFY_ASSIGN_OR_RETURN(const model::Checkpoint checkpoint, model::Checkpoint::open(folder));
@@ -98,21 +103,24 @@ std::string_view Model::compute_name() const {
 
 int64_t Model::weight_bytes() const { return impl_->weights.bytes_per_step(); }
 
-Status Model::forward(std::span<const int32_t> tokens, int64_t first_position, AttentionSink& attention, ForwardScratch& scratch,
-                      LogitRows rows, float* logits) const {
+Status Model::forward(std::span<const int32_t> tokens, int64_t first_position, AttentionSink& attention,
+                      ForwardScratch& scratch, LogitRows rows, float* logits) const {
   const ModelConfig& config = impl_->config;
   if (tokens.empty() || tokens.size() > static_cast<std::size_t>(std::numeric_limits<int32_t>::max())) {
     return Status::invalid_argument("expected at least one token, got " + std::to_string(tokens.size()));
   }
-  if (first_position < 0) return Status::invalid_argument("expected a position of at least 0, got " + std::to_string(first_position));
-  if (rows != LogitRows::none && logits == nullptr) return Status::invalid_argument("expected a buffer for the logits, got null");
+  if (first_position < 0)
+    return Status::invalid_argument("expected a position of at least 0, got " + std::to_string(first_position));
+  if (rows != LogitRows::none && logits == nullptr)
+    return Status::invalid_argument("expected a buffer for the logits, got null");
   for (const int32_t token : tokens) {
     if (token < 0 || token >= config.vocab_size) {
       return Status::invalid_argument("expected token ids from 0 to " + std::to_string(config.vocab_size - 1) + ", got " +
                                       std::to_string(token));
     }
   }
-  RAREFY_RETURN_IF_ERROR(model::forward(config, impl_->weights, tokens, first_position, attention, scratch.impl(), rows, logits));
+  RAREFY_RETURN_IF_ERROR(
+      model::forward(config, impl_->weights, tokens, first_position, attention, scratch.impl(), rows, logits));
 
   // The table of a checkpoint may be padded; an id that the tokenizer cannot decode must never be chosen.
   const int32_t known = impl_->tokenizer.vocab_size();

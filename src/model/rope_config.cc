@@ -62,7 +62,8 @@ double apply_yarn(Fields& fields, double theta, int32_t rotary_dim, int32_t max_
   if (theta <= 1.0) fields.fail("expected rope_theta above 1 with yarn rope settings");
   if (beta_fast < beta_slow) fields.fail("expected beta_fast of at least beta_slow in the yarn rope settings");
   double attention_factor = yarn_magnitude(factor, 1.0);
-  if (scale != 0.0 && scale_all != 0.0) attention_factor = yarn_magnitude(factor, scale) / yarn_magnitude(factor, scale_all);
+  if (scale != 0.0 && scale_all != 0.0)
+    attention_factor = yarn_magnitude(factor, scale) / yarn_magnitude(factor, scale_all);
   attention_factor = fields.number("attention_factor", attention_factor, 1e-6, kMaxFactor);
   if (!fields.status().ok()) return 1.0;
 
@@ -98,7 +99,8 @@ Expected<RopeConfig> read_rope_config(const Json& config, int32_t head_dim, int3
   }
   for (const auto& [key, value] : settings->items()) {
     if (value.is_object()) {
-      return Status::unsupported("expected one set of rope settings for all layers, got separate ones for '" + brief(key) + "'");
+      return Status::unsupported("expected one set of rope settings for all layers, got separate ones for '" + brief(key) +
+                                 "'");
     }
   }
 
@@ -106,7 +108,8 @@ Expected<RopeConfig> read_rope_config(const Json& config, int32_t head_dim, int3
   RopeConfig rope;
   rope.type = fields.text("rope_type", fields.text("type", "default"));
   rope.theta = fields.number("rope_theta", top.number("rope_theta", kDefaultTheta, 1e-3, kMaxTheta), 1e-3, kMaxTheta);
-  const double partial = fields.number("partial_rotary_factor", top.number("partial_rotary_factor", 1.0, 0.0, 1.0), 0.0, 1.0);
+  const double partial =
+      fields.number("partial_rotary_factor", top.number("partial_rotary_factor", 1.0, 0.0, 1.0), 0.0, 1.0);
   RAREFY_RETURN_IF_ERROR(top.status());
   RAREFY_RETURN_IF_ERROR(fields.status());
   if (partial != 1.0) {
@@ -123,7 +126,8 @@ Expected<RopeConfig> read_rope_config(const Json& config, int32_t head_dim, int3
   } else if (rope.type == "yarn") {
     attention_factor = apply_yarn(fields, rope.theta, rope.rotary_dim, max_position_embeddings, frequencies);
   } else if (rope.type != "default") {
-    return Status::unsupported("expected the rope type to be default, linear, llama3 or yarn, got '" + brief(rope.type) + "'");
+    return Status::unsupported("expected the rope type to be default, linear, llama3 or yarn, got '" + brief(rope.type) +
+                               "'");
   }
   RAREFY_RETURN_IF_ERROR(fields.status());
 
@@ -133,7 +137,9 @@ Expected<RopeConfig> read_rope_config(const Json& config, int32_t head_dim, int3
     rope.inverse_frequency.push_back(static_cast<float>(frequency));
     finite = finite && std::isfinite(rope.inverse_frequency.back()) && frequency >= 0.0;
   }
-  if (!finite) return Status::invalid_argument("expected rope settings with finite frequencies, got theta " + std::to_string(rope.theta));
+  if (!finite)
+    return Status::invalid_argument("expected rope settings with finite frequencies, got theta " +
+                                    std::to_string(rope.theta));
   return rope;
 }
 

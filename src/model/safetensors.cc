@@ -14,12 +14,12 @@ struct TypeName {
   std::optional<DType> dtype;
 };
 constexpr std::array kTypes = {
-    TypeName{"F32", 4, DType::f32},     TypeName{"BF16", 2, DType::bf16},       TypeName{"F16", 2, DType::f16},
-    TypeName{"I32", 4, DType::i32},     TypeName{"I8", 1, DType::i8},           TypeName{"U8", 1, DType::u8},
+    TypeName{"F32", 4, DType::f32},         TypeName{"BF16", 2, DType::bf16},     TypeName{"F16", 2, DType::f16},
+    TypeName{"I32", 4, DType::i32},         TypeName{"I8", 1, DType::i8},         TypeName{"U8", 1, DType::u8},
     TypeName{"F8_E4M3", 1, DType::f8_e4m3}, TypeName{"F8_E5M2", 1, std::nullopt}, TypeName{"F8_E8M0", 1, std::nullopt},
-    TypeName{"F64", 8, std::nullopt},   TypeName{"I64", 8, std::nullopt},       TypeName{"U64", 8, std::nullopt},
-    TypeName{"U32", 4, std::nullopt},   TypeName{"I16", 2, std::nullopt},       TypeName{"U16", 2, std::nullopt},
-    TypeName{"BOOL", 1, std::nullopt},  TypeName{"C64", 8, std::nullopt},
+    TypeName{"F64", 8, std::nullopt},       TypeName{"I64", 8, std::nullopt},     TypeName{"U64", 8, std::nullopt},
+    TypeName{"U32", 4, std::nullopt},       TypeName{"I16", 2, std::nullopt},     TypeName{"U16", 2, std::nullopt},
+    TypeName{"BOOL", 1, std::nullopt},      TypeName{"C64", 8, std::nullopt},
 };
 constexpr std::size_t kMaxRank = 8;
 
@@ -41,13 +41,19 @@ struct Range {
 
 // One entry of the header. `data` is what follows the header.
 Expected<StoredTensor> parse_tensor(const Json& entry, std::span<const std::byte> data) {
-  if (!entry.is_object()) return Status::data_loss("expected an object with dtype, shape and data_offsets, got " + brief_value(entry));
+  if (!entry.is_object())
+    return Status::data_loss("expected an object with dtype, shape and data_offsets, got " + brief_value(entry));
   const auto dtype = entry.find("dtype"), shape = entry.find("shape"), offsets = entry.find("data_offsets");
-  if (dtype == entry.end() || !dtype->is_string()) return Status::data_loss("expected dtype to be a string, got " + (dtype == entry.end() ? "nothing" : brief_value(*dtype)));
-  if (shape == entry.end() || !shape->is_array()) return Status::data_loss("expected shape to be a list, got " + (shape == entry.end() ? "nothing" : brief_value(*shape)));
+  if (dtype == entry.end() || !dtype->is_string())
+    return Status::data_loss("expected dtype to be a string, got " +
+                             (dtype == entry.end() ? "nothing" : brief_value(*dtype)));
+  if (shape == entry.end() || !shape->is_array())
+    return Status::data_loss("expected shape to be a list, got " +
+                             (shape == entry.end() ? "nothing" : brief_value(*shape)));
   if (offsets == entry.end() || !offsets->is_array() || offsets->size() != 2 || !(*offsets)[0].is_number_unsigned() ||
       !(*offsets)[1].is_number_unsigned()) {
-    return Status::data_loss("expected data_offsets to be two whole numbers, got " + (offsets == entry.end() ? "nothing" : brief_value(*offsets)));
+    return Status::data_loss("expected data_offsets to be two whole numbers, got " +
+                             (offsets == entry.end() ? "nothing" : brief_value(*offsets)));
   }
 
   StoredTensor tensor;
@@ -59,7 +65,8 @@ Expected<StoredTensor> parse_tensor(const Json& entry, std::span<const std::byte
   tensor.dtype = type->dtype;
 
   if (shape->size() > kMaxRank) {
-    return Status::data_loss("expected at most " + std::to_string(kMaxRank) + " dimensions, got " + std::to_string(shape->size()));
+    return Status::data_loss("expected at most " + std::to_string(kMaxRank) + " dimensions, got " +
+                             std::to_string(shape->size()));
   }
   std::uint64_t bytes = type->size_bytes;
   bool overflow = false;
@@ -77,11 +84,13 @@ Expected<StoredTensor> parse_tensor(const Json& entry, std::span<const std::byte
   if (begin > end) return Status::data_loss("expected data_offsets in ascending order, got " + brief_value(*offsets));
   if (end > data.size()) {
     return Status::data_loss("expected data_offsets within the " + std::to_string(data.size()) +
-                             " bytes after the header, got " + brief_value(*offsets) + "; the file is truncated or damaged, fetch it again");
+                             " bytes after the header, got " + brief_value(*offsets) +
+                             "; the file is truncated or damaged, fetch it again");
   }
   if ((overflow && !empty) || end - begin != bytes) {
     return Status::data_loss("expected data_offsets to span what " + tensor.to_string() + " takes" +
-                             (overflow ? std::string() : ", " + std::to_string(bytes) + " bytes") + ", got " + brief_value(*offsets));
+                             (overflow ? std::string() : ", " + std::to_string(bytes) + " bytes") + ", got " +
+                             brief_value(*offsets));
   }
   tensor.data = data.data() + begin;
   tensor.size_bytes = static_cast<std::size_t>(bytes);
@@ -89,9 +98,8 @@ Expected<StoredTensor> parse_tensor(const Json& entry, std::span<const std::byte
 }
 
 Status check_coverage(std::vector<Range> ranges, std::uint64_t data_bytes) {
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
-    return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-  });
+  std::sort(ranges.begin(), ranges.end(),
+            [](const Range& a, const Range& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
   std::uint64_t covered = 0;
   std::string_view previous;
   for (const Range& range : ranges) {
@@ -130,15 +138,16 @@ Expected<SafetensorsHeader> parse_safetensors(std::span<const std::byte> file) {
   std::uint64_t header_bytes = 0;
   for (std::size_t i = 0; i < kLengthBytes; ++i) header_bytes |= std::to_integer<std::uint64_t>(file[i]) << (8 * i);
   if (header_bytes > kMaxHeaderBytes) {
-    return Status::data_loss("expected a safetensors header of at most " + std::to_string(kMaxHeaderBytes) + " bytes, got " +
-                             std::to_string(header_bytes) + "; is this a safetensors file?");
+    return Status::data_loss("expected a safetensors header of at most " + std::to_string(kMaxHeaderBytes) +
+                             " bytes, got " + std::to_string(header_bytes) + "; is this a safetensors file?");
   }
   if (header_bytes > file.size() - kLengthBytes) {
     return Status::data_loss("expected a header of " + std::to_string(header_bytes) + " bytes, got " +
                              std::to_string(file.size() - kLengthBytes) + "; the file is truncated, fetch it again");
   }
   const auto data = file.subspan(kLengthBytes + static_cast<std::size_t>(header_bytes));
-  const std::string_view text(reinterpret_cast<const char*>(file.data()) + kLengthBytes, static_cast<std::size_t>(header_bytes));
+  const std::string_view text(reinterpret_cast<const char*>(file.data()) + kLengthBytes,
+                              static_cast<std::size_t>(header_bytes));
   if (text.empty() || text.front() != '{') return Status::data_loss("expected the safetensors header to start with '{'");
   auto json = parse_json(text);
   if (!json) return json.status().with_context("safetensors header");
@@ -149,7 +158,8 @@ Expected<SafetensorsHeader> parse_safetensors(std::span<const std::byte> file) {
     if (name == "__metadata__") {
       if (!entry.is_object()) return Status::data_loss("expected __metadata__ to be an object, got " + brief_value(entry));
       for (const auto& [key, value] : entry.items()) {
-        if (!value.is_string()) return Status::data_loss("expected __metadata__ to hold strings, got " + brief_value(value));
+        if (!value.is_string())
+          return Status::data_loss("expected __metadata__ to hold strings, got " + brief_value(value));
         header.metadata.emplace(key, value.get<std::string>());
       }
       continue;

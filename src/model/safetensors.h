@@ -22,9 +22,9 @@ namespace rarefy::model {
 inline constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 
 struct StoredTensor {
-  std::string dtype_name;      // as in the file: "BF16"
-  std::optional<DType> dtype;  // where Rarefy has the type
-  std::vector<int64_t> shape;  // empty = scalar
+  std::string dtype_name;           // as in the file: "BF16"
+  std::optional<DType> dtype;       // where Rarefy has the type
+  std::vector<int64_t> shape;       // empty = scalar
   const std::byte* data = nullptr;  // [shape...] dtype; contiguous, any alignment
   std::size_t size_bytes = 0;
 

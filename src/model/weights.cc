@@ -37,7 +37,9 @@ Expected<Names> find_names(const Checkpoint& checkpoint) {
     }
     tried += (tried.empty() ? "" : ", ") + names.embedding;
   }
-  const std::string first = checkpoint.tensors().empty() ? "no tensor at all" : "tensors such as '" + brief(checkpoint.tensors().begin()->first) + "'";
+  const std::string first = checkpoint.tensors().empty()
+                                ? "no tensor at all"
+                                : "tensors such as '" + brief(checkpoint.tensors().begin()->first) + "'";
   return Status::not_found("expected an embedding under one of the names " + tried + "; got " + first);
 }
 
@@ -99,14 +101,17 @@ class Loader {
 
   Status layer(const std::string& name, LayerWeights& out) const {
     const int64_t hidden = config_.hidden_size, intermediate = config_.intermediate_size;
-    const int64_t q_rows = int64_t{config_.num_q_heads} * config_.head_dim, kv_rows = int64_t{config_.num_kv_heads} * config_.head_dim;
+    const int64_t q_rows = int64_t{config_.num_q_heads} * config_.head_dim,
+                  kv_rows = int64_t{config_.num_kv_heads} * config_.head_dim;
     const std::string attention = name + "self_attn.", mlp = name + "mlp.";
     RAREFY_RETURN_IF_ERROR(append_vector(name + "input_layernorm.weight", hidden, out.attention_norm));
-    RAREFY_RETURN_IF_ERROR(matmul({{attention + "q_proj", q_rows}, {attention + "k_proj", kv_rows}, {attention + "v_proj", kv_rows}},
-                                  hidden, config_.attention_bias, out.qkv));
+    RAREFY_RETURN_IF_ERROR(
+        matmul({{attention + "q_proj", q_rows}, {attention + "k_proj", kv_rows}, {attention + "v_proj", kv_rows}}, hidden,
+               config_.attention_bias, out.qkv));
     RAREFY_RETURN_IF_ERROR(matmul({{attention + "o_proj", hidden}}, q_rows, config_.output_bias, out.output));
     RAREFY_RETURN_IF_ERROR(append_vector(name + "post_attention_layernorm.weight", hidden, out.mlp_norm));
-    RAREFY_RETURN_IF_ERROR(matmul({{mlp + "gate_proj", intermediate}, {mlp + "up_proj", intermediate}}, hidden, config_.mlp_bias, out.gate_up));
+    RAREFY_RETURN_IF_ERROR(matmul({{mlp + "gate_proj", intermediate}, {mlp + "up_proj", intermediate}}, hidden,
+                                  config_.mlp_bias, out.gate_up));
     return matmul({{mlp + "down_proj", hidden}}, intermediate, config_.mlp_bias, out.down);
   }
 
@@ -122,25 +127,29 @@ class Loader {
 };
 
 // The suffixes of a layer that are read.
-constexpr std::array<std::string_view, 16> kLayerTensors = {
-    "input_layernorm.weight", "post_attention_layernorm.weight",
-    "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
-    "self_attn.q_proj.bias",   "self_attn.k_proj.bias",   "self_attn.v_proj.bias",   "self_attn.o_proj.bias",
-    "mlp.gate_proj.weight",    "mlp.up_proj.weight",      "mlp.down_proj.weight",
-    "mlp.gate_proj.bias",      "mlp.up_proj.bias",        "mlp.down_proj.bias"};
+constexpr std::array<std::string_view, 16> kLayerTensors = {"input_layernorm.weight",  "post_attention_layernorm.weight",
+                                                            "self_attn.q_proj.weight", "self_attn.k_proj.weight",
+                                                            "self_attn.v_proj.weight", "self_attn.o_proj.weight",
+                                                            "self_attn.q_proj.bias",   "self_attn.k_proj.bias",
+                                                            "self_attn.v_proj.bias",   "self_attn.o_proj.bias",
+                                                            "mlp.gate_proj.weight",    "mlp.up_proj.weight",
+                                                            "mlp.down_proj.weight",    "mlp.gate_proj.bias",
+                                                            "mlp.up_proj.bias",        "mlp.down_proj.bias"};
 
 // Tensors of the decoder that would be left unread point to another architecture or a config.json of another model: more
 // layers than configured are refused, biases that the configuration turns off and unknown names are warned of.
 Status check_unread(const Checkpoint& checkpoint, const Names& names, const ModelConfig& config) {
   const std::string layers = names.prefix + "layers.";
-  for (auto it = checkpoint.tensors().lower_bound(layers); it != checkpoint.tensors().end() && it->first.starts_with(layers); ++it) {
+  for (auto it = checkpoint.tensors().lower_bound(layers);
+       it != checkpoint.tensors().end() && it->first.starts_with(layers); ++it) {
     const std::string_view rest = std::string_view(it->first).substr(layers.size());
     int32_t layer = -1;
     const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), layer);
     const std::string_view suffix = rest.substr(std::min(rest.size(), static_cast<std::size_t>(end - rest.data()) + 1));
     if (error == std::errc() && layer >= config.num_layers) {
-      return Status::data_loss("expected " + std::to_string(config.num_layers) + " layers as config.json says, got tensor '" +
-                               brief(it->first) + "'; does config.json belong to these weights?");
+      return Status::data_loss("expected " + std::to_string(config.num_layers) +
+                               " layers as config.json says, got tensor '" + brief(it->first) +
+                               "'; does config.json belong to these weights?");
     }
     if (suffix.ends_with("rotary_emb.inv_freq")) continue;
     const bool known = std::find(kLayerTensors.begin(), kLayerTensors.end(), suffix) != kLayerTensors.end();
@@ -160,7 +169,8 @@ Expected<DType> checkpoint_dtype(const Checkpoint& checkpoint) {
   RAREFY_ASSIGN_OR_RETURN(const Names names, find_names(checkpoint));
   const StoredTensor* embedding = checkpoint.find(names.embedding);
   if (!embedding->dtype) {
-    return Status::unsupported("expected tensor '" + names.embedding + "' of type F32, F16 or BF16, got " + embedding->dtype_name);
+    return Status::unsupported("expected tensor '" + names.embedding + "' of type F32, F16 or BF16, got " +
+                               embedding->dtype_name);
   }
   return *embedding->dtype;
 }
@@ -168,7 +178,8 @@ Expected<DType> checkpoint_dtype(const Checkpoint& checkpoint) {
 int64_t Weights::bytes_per_step() const {
   int64_t bytes = head.weight_bytes() + static_cast<int64_t>(final_norm.size() * sizeof(float));
   for (const LayerWeights& layer : layers) {
-    bytes += layer.qkv.weight_bytes() + layer.output.weight_bytes() + layer.gate_up.weight_bytes() + layer.down.weight_bytes();
+    bytes +=
+        layer.qkv.weight_bytes() + layer.output.weight_bytes() + layer.gate_up.weight_bytes() + layer.down.weight_bytes();
     bytes += static_cast<int64_t>((layer.attention_norm.size() + layer.mlp_norm.size()) * sizeof(float));
   }
   return bytes;

@@ -13,11 +13,11 @@ namespace rarefy::model {
 
 struct LayerWeights {
   std::vector<float> attention_norm;  // [hidden_size] f32
-  cpu::Matmul qkv;                    // [(num_q_heads + 2 num_kv_heads) * head_dim, hidden_size]; q, k, v one under the other
-  cpu::Matmul output;                 // [hidden_size, num_q_heads * head_dim]
-  std::vector<float> mlp_norm;        // [hidden_size] f32
-  cpu::Matmul gate_up;                // [2 * intermediate_size, hidden_size]; gate, then up
-  cpu::Matmul down;                   // [hidden_size, intermediate_size]
+  cpu::Matmul qkv;              // [(num_q_heads + 2 num_kv_heads) * head_dim, hidden_size]; q, k, v one under the other
+  cpu::Matmul output;           // [hidden_size, num_q_heads * head_dim]
+  std::vector<float> mlp_norm;  // [hidden_size] f32
+  cpu::Matmul gate_up;          // [2 * intermediate_size, hidden_size]; gate, then up
+  cpu::Matmul down;             // [hidden_size, intermediate_size]
 };
 
 struct Weights {

@@ -14,7 +14,7 @@ std::vector<double> rms_norm(const float* x,       // [num_rows, dim] f32
 // Half-split rotary embedding at consecutive positions. With `frequency_j` the inverse frequency of the pair
 // (j, j + rotary_dim / 2) and angle = position * frequency_j:
 //   x'_j = a (x_j cos - x_{j + rotary_dim / 2} sin),   x'_{j + rotary_dim / 2} = a (x_{j + rotary_dim / 2} cos + x_j sin)
-std::vector<double> rope(const float* x,                  // [num_rows, num_heads, head_dim] f32; rows x_row_stride elements apart
+std::vector<double> rope(const float* x,  // [num_rows, num_heads, head_dim] f32; rows x_row_stride elements apart
                          int64_t x_row_stride,
                          const float* inverse_frequency,  // [rotary_dim / 2] f32
                          double attention_factor, int64_t first_position, int64_t num_rows, int32_t num_heads,

@@ -135,7 +135,8 @@ TEST_P(ModelGolden, HiddenStatesOfEveryLayer) {
   int32_t seen = 0;
   scratch.impl().observer = [&](int32_t layer, int64_t num_tokens, const float* hidden) {
     ASSERT_EQ(layer, seen++ - 1);
-    const std::vector<float> rows(expected.begin() + (layer + 1) * kNumKept * kHidden, expected.begin() + (layer + 2) * kNumKept * kHidden);
+    const std::vector<float> rows(expected.begin() + (layer + 1) * kNumKept * kHidden,
+                                  expected.begin() + (layer + 2) * kNumKept * kHidden);
     EXPECT_LE(max_difference(rows, hidden + (num_tokens - kNumKept) * kHidden), kTolerance) << "layer " << layer;
   };
   ASSERT_TRUE(model.forward(token_ids(), 0, attention, scratch, LogitRows::none, nullptr).ok());
@@ -167,14 +168,16 @@ TEST_P(ModelGolden, Bf16AgreesOnTheBestToken) {
   const Model model = load(folder_.path(), ComputeType::bf16);
   const auto rounded = run_chunks(model, {kNumTokens});
   int32_t same = 0;
-  for (int32_t row = 0; row < kNumTokens; ++row) same += argmax(exact.data() + row * kVocab) == argmax(rounded.data() + row * kVocab);
+  for (int32_t row = 0; row < kNumTokens; ++row)
+    same += argmax(exact.data() + row * kVocab) == argmax(rounded.data() + row * kVocab);
   EXPECT_GE(same, kNumTokens * 9 / 10) << "of " << kNumTokens;  // transformers' own bf16 agrees in 74 to 78
   // One token at a time the activations stay f32, and the weights were bf16 to begin with: nothing is rounded.
   const auto streamed = run_chunks(model, std::vector<int32_t>(kNumTokens, 1));
   EXPECT_LE(max_difference(floats(reference_.at("prefill_logits")), last_rows(streamed)), kTolerance);
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, ModelGolden, ::testing::ValuesIn(case_names()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Cases, ModelGolden, ::testing::ValuesIn(case_names()),
+                         [](const auto& info) { return info.param; });
 
 // Twins of one checkpoint made here: other element types, other prefixes with foreign tensors beside, an untied copy.
 class ModelTwins : public ::testing::TestWithParam<std::string> {
@@ -210,11 +213,12 @@ TEST_P(ModelTwins, PrefixesOfWrappers) {
     TensorMap renamed;
     for (const auto& [name, tensor] : tensors_) {
       const bool head = name == "lm_head.weight";
-      const std::string head_name = prefix.starts_with("language_model.") ? "language_model.lm_head.weight" : "lm_head.weight";
+      const std::string head_name =
+          prefix.starts_with("language_model.") ? "language_model.lm_head.weight" : "lm_head.weight";
       renamed[head ? head_name : prefix + name.substr(std::string("model.").size())] = tensor;
     }
-    for (const char* foreign : {"model.visual.patch_embed.weight", "vision_tower.encoder.weight", "multi_modal_projector.weight",
-                                "mtp.layers.0.input_layernorm.weight"}) {
+    for (const char* foreign : {"model.visual.patch_embed.weight", "vision_tower.encoder.weight",
+                                "multi_modal_projector.weight", "mtp.layers.0.input_layernorm.weight"}) {
       renamed[foreign] = {"F8_E4M3", {3}, "\x7f\x7f\x7f"};  // NaN, in a type that no layer takes
     }
     EXPECT_EQ(run_with(renamed), expected_) << prefix;
@@ -231,7 +235,8 @@ TEST_P(ModelTwins, HeadTensorDecidesTying) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelTwins, ::testing::Values("llama", "qwen2"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelTwins, ::testing::Values("llama", "qwen2"),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace rarefy

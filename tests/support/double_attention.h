@@ -12,7 +12,8 @@ namespace rarefy::testing {
 
 class DoubleAttention : public AttentionSink {
  public:
-  explicit DoubleAttention(const ModelConfig& config) : config_(config), keys_(config.num_layers), values_(config.num_layers) {}
+  explicit DoubleAttention(const ModelConfig& config)
+      : config_(config), keys_(config.num_layers), values_(config.num_layers) {}
 
   Status attend(int32_t layer, int32_t num_tokens, const float* q, const float* k, const float* v, float* out) override {
     const int64_t kv_width = int64_t{config_.num_kv_heads} * config_.head_dim;
@@ -33,7 +34,8 @@ class DoubleAttention : public AttentionSink {
   }
 
  private:
-  void attend_one(const float* q, const double* keys, const double* values, int64_t kv_len, int64_t stride, float* out) const {
+  void attend_one(const float* q, const double* keys, const double* values, int64_t kv_len, int64_t stride,
+                  float* out) const {
     std::vector<double> logits(kv_len);
     double largest = -1e300, sum = 0.0;
     for (int64_t t = 0; t < kv_len; ++t) {

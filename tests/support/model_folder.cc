@@ -35,7 +35,8 @@ TemporaryFolder::~TemporaryFolder() {
 
 void TemporaryFolder::copy_from(const std::filesystem::path& folder) const {
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    std::filesystem::copy_file(entry.path(), path_ / entry.path().filename(), std::filesystem::copy_options::overwrite_existing);
+    std::filesystem::copy_file(entry.path(), path_ / entry.path().filename(),
+                               std::filesystem::copy_options::overwrite_existing);
   }
 }
 
@@ -57,7 +58,9 @@ std::string safetensors_bytes(const TensorMap& tensors) {
   nlohmann::json header = nlohmann::json::object();
   std::string data;
   for (const auto& [name, tensor] : tensors) {
-    header[name] = {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
+    header[name] = {{"dtype", tensor.dtype},
+                    {"shape", tensor.shape},
+                    {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
     data += tensor.bytes;
   }
   std::string text = header.dump();
@@ -71,7 +74,8 @@ TensorMap read_safetensors(const std::filesystem::path& path) {
   if (!parsed) throw std::runtime_error(path.string() + ": " + parsed.status().to_string());
   TensorMap tensors;
   for (const auto& [name, tensor] : parsed->tensors) {
-    tensors[name] = {tensor.dtype_name, tensor.shape, std::string(reinterpret_cast<const char*>(tensor.data), tensor.size_bytes)};
+    tensors[name] = {tensor.dtype_name, tensor.shape,
+                     std::string(reinterpret_cast<const char*>(tensor.data), tensor.size_bytes)};
   }
   return tensors;
 }

@@ -31,9 +31,9 @@ class TemporaryFolder {
 };
 
 struct TensorBytes {
-  std::string dtype;           // "BF16"
+  std::string dtype;  // "BF16"
   std::vector<int64_t> shape;
-  std::string bytes;           // [shape...] dtype
+  std::string bytes;  // [shape...] dtype
 };
 using TensorMap = std::map<std::string, TensorBytes>;
 

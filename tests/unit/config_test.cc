@@ -54,7 +54,8 @@ void expect_failure(const Json& json, StatusCode code, std::initializer_list<std
   ASSERT_FALSE(config) << json.dump();
   EXPECT_EQ(config.status().code(), code) << config.status().to_string();
   for (const std::string_view part : parts) {
-    EXPECT_NE(config.status().message().find(part), std::string::npos) << "no '" << part << "' in: " << config.status().to_string();
+    EXPECT_NE(config.status().message().find(part), std::string::npos)
+        << "no '" << part << "' in: " << config.status().to_string();
   }
 }
 
@@ -126,7 +127,8 @@ TEST(ModelConfig, YarnFrequencies) {
   // r = 128, o = 16384: theta 1e6 gives low 20 and high 37, theta 1e9 low 13 and high 25 (specification, section 1.3).
   for (const auto& [theta, low, high] : {std::tuple{1e6, 20, 37}, {1e9, 13, 25}}) {
     Json json = without(kQwen, "rope_theta");
-    json["rope_parameters"] = {{"rope_type", "yarn"}, {"rope_theta", theta}, {"factor", 16.0}, {"original_max_position_embeddings", 16384}};
+    json["rope_parameters"] = {
+        {"rope_type", "yarn"}, {"rope_theta", theta}, {"factor", 16.0}, {"original_max_position_embeddings", 16384}};
     const ModelConfig config = parse(json);
     for (int j = 0; j < 64; ++j) {
       const double ramp = std::clamp((j - low) / static_cast<double>(high - low), 0.0, 1.0);
@@ -151,7 +153,8 @@ TEST(ModelConfig, YarnAttentionFactor) {
 
 TEST(ModelConfig, LinearRope) {
   const ModelConfig config = parse(with(kQwen, "rope_scaling", {{"type", "linear"}, {"factor", 8.0}}));
-  for (int j = 0; j < 64; ++j) EXPECT_NEAR(config.rope.inverse_frequency[j] * 8.0 / std::pow(1e6, -2.0 * j / 128), 1.0, 1e-6);
+  for (int j = 0; j < 64; ++j)
+    EXPECT_NEAR(config.rope.inverse_frequency[j] * 8.0 / std::pow(1e6, -2.0 * j / 128), 1.0, 1e-6);
 }
 
 TEST(ModelConfig, MissingKeysTakeTheDefaultsOfTheFamily) {
@@ -162,7 +165,8 @@ TEST(ModelConfig, MissingKeysTakeTheDefaultsOfTheFamily) {
   EXPECT_EQ(llama.bos_token_id, 1);
   EXPECT_EQ(llama.stop_token_ids, std::vector<int32_t>{2});
   EXPECT_EQ(llama.rope.theta, 10000.0);
-  const ModelConfig narrow = parse({{"architectures", {"LlamaForCausalLM"}}, {"num_attention_heads", 16}, {"num_key_value_heads", nullptr}});
+  const ModelConfig narrow =
+      parse({{"architectures", {"LlamaForCausalLM"}}, {"num_attention_heads", 16}, {"num_key_value_heads", nullptr}});
   EXPECT_EQ(narrow.num_kv_heads, 16);
   const ModelConfig qwen = parse({{"model_type", "qwen2"}});
   EXPECT_EQ(qwen.intermediate_size, 22016);
@@ -187,17 +191,21 @@ TEST(ModelConfig, UnknownArchitecturesNameWhatIsSupported) {
   expect_failure(with(kLlama, "model_type", "gpt2"), StatusCode::unsupported, {"llama, qwen2", "'gpt2'"});
   expect_failure({{"architectures", {"BertModel"}}}, StatusCode::unsupported, {"llama, qwen2", "'BertModel'"});
   expect_failure(Json::object(), StatusCode::unsupported, {"llama, qwen2", "neither"});
-  expect_failure({{"model_type", "x"}, {"text_config", {{"model_type", "gemma3_text"}}}}, StatusCode::unsupported, {"'gemma3_text'"});
+  expect_failure({{"model_type", "x"}, {"text_config", {{"model_type", "gemma3_text"}}}}, StatusCode::unsupported,
+                 {"'gemma3_text'"});
 }
 
 TEST(ModelConfig, WhatWouldChangeTheComputationIsRefused) {
   expect_failure(with(kLlama, "hidden_act", "gelu"), StatusCode::unsupported, {"'gelu'"});
   expect_failure(with(kLlama, "quantization_config", {{"quant_method", "fp8"}}), StatusCode::unsupported, {"quantised"});
-  expect_failure(with(kQwen, "layer_types", std::vector<std::string>(28, "sliding_attention")), StatusCode::unsupported, {"sliding_attention"});
+  expect_failure(with(kQwen, "layer_types", std::vector<std::string>(28, "sliding_attention")), StatusCode::unsupported,
+                 {"sliding_attention"});
   expect_failure(with(kQwen, "layer_types", {"full_attention"}), StatusCode::invalid_argument, {"28", "1"});
-  expect_failure(with(with(kQwen, "use_sliding_window", true), "max_window_layers", 20), StatusCode::unsupported, {"max_window_layers 20"});
+  expect_failure(with(with(kQwen, "use_sliding_window", true), "max_window_layers", 20), StatusCode::unsupported,
+                 {"max_window_layers 20"});
   EXPECT_TRUE(ModelConfig::parse(with(kQwen, "use_sliding_window", true).dump()));  // 28 of 28 layers are full
-  expect_failure(with(kLlama, "rope_scaling", {{"rope_type", "longrope"}}), StatusCode::unsupported, {"'longrope'", "yarn"});
+  expect_failure(with(kLlama, "rope_scaling", {{"rope_type", "longrope"}}), StatusCode::unsupported,
+                 {"'longrope'", "yarn"});
   expect_failure(with(kLlama, "partial_rotary_factor", 0.5), StatusCode::unsupported, {"partial_rotary_factor"});
   expect_failure(with(without(kQwen, "rope_theta"), "rope_parameters", {{"full_attention", {{"rope_theta", 1e6}}}}),
                  StatusCode::unsupported, {"full_attention"});
@@ -236,9 +244,12 @@ TEST(ModelConfig, RopeParametersAreChecked) {
   expect_failure(rope({{"type", "linear"}, {"factor", 0.0}}), bad, {"factor"});
   expect_failure(rope({{"type", "linear"}, {"factor", -8}}), bad, {"factor"});
   expect_failure(rope({{"type", 5}}), bad, {"type"});
-  expect_failure(rope({{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 4.0}, {"high_freq_factor", 4.0}}), bad, {"high_freq_factor"});
-  expect_failure(rope({{"rope_type", "llama3"}, {"factor", 8.0}, {"original_max_position_embeddings", 0}}), bad, {"original_max_position_embeddings"});
-  expect_failure(rope({{"rope_type", "yarn"}, {"factor", 4.0}, {"beta_fast", 1.0}, {"beta_slow", 2.0}}), bad, {"beta_fast"});
+  expect_failure(rope({{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 4.0}, {"high_freq_factor", 4.0}}), bad,
+                 {"high_freq_factor"});
+  expect_failure(rope({{"rope_type", "llama3"}, {"factor", 8.0}, {"original_max_position_embeddings", 0}}), bad,
+                 {"original_max_position_embeddings"});
+  expect_failure(rope({{"rope_type", "yarn"}, {"factor", 4.0}, {"beta_fast", 1.0}, {"beta_slow", 2.0}}), bad,
+                 {"beta_fast"});
   expect_failure(rope({{"rope_type", "yarn"}, {"factor", 4.0}, {"attention_factor", -1.0}}), bad, {"attention_factor"});
   expect_failure(rope({{"rope_type", "yarn"}, {"factor", 4.0}, {"rope_theta", 1.0}}), bad, {"rope_theta"});
 }
@@ -257,7 +268,8 @@ TEST(GenerationConfig, StopIdsAreAUnion) {
   EXPECT_EQ(config.stop_token_ids, (std::vector<int32_t>{151645, 151643}));
   EXPECT_EQ(config.bos_token_id, 151643);  // config.json has one already
   EXPECT_TRUE(model::apply_generation_config(R"({"temperature": 0.7, "eos_token_id": null})", config).ok());
-  for (const char* wrong : {"{", "[]", R"({"eos_token_id": "x"})", R"({"eos_token_id": 99999999})", R"({"eos_token_id": 1e40})"}) {
+  for (const char* wrong :
+       {"{", "[]", R"({"eos_token_id": "x"})", R"({"eos_token_id": 99999999})", R"({"eos_token_id": 1e40})"}) {
     EXPECT_FALSE(model::apply_generation_config(wrong, config).ok()) << wrong;
   }
 }

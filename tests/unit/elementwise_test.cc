@@ -83,7 +83,8 @@ TEST_P(Elementwise, RmsNormInPlaceAndRowsAreIndependent) {
 }
 
 TEST_P(Elementwise, RopeMatchesReference) {
-  for (const auto& [head_dim, rotary_dim] : {std::pair{2, 2}, {6, 4}, {16, 16}, {34, 34}, {64, 64}, {128, 128}, {256, 64}, {40, 26}}) {
+  for (const auto& [head_dim, rotary_dim] :
+       {std::pair{2, 2}, {6, 4}, {16, 16}, {34, 34}, {64, 64}, {128, 128}, {256, 64}, {40, 26}}) {
     const int64_t rows = 3, first_position = 262141;
     const int32_t heads = 3, stride = heads * head_dim + 5;
     auto x = normal(rows * stride, 2.0f, 5);
@@ -100,8 +101,15 @@ TEST_P(Elementwise, RopeMatchesReference) {
       }
     }
     Guarded out(rows * heads * head_dim);
-    cpu::rope({.x = x.data(), .x_row_stride = stride, .cos = cos.data(), .sin = sin.data(), .num_rows = rows,
-               .num_heads = heads, .head_dim = head_dim, .rotary_dim = rotary_dim, .out = out.data()});
+    cpu::rope({.x = x.data(),
+               .x_row_stride = stride,
+               .cos = cos.data(),
+               .sin = sin.data(),
+               .num_rows = rows,
+               .num_heads = heads,
+               .head_dim = head_dim,
+               .rotary_dim = rotary_dim,
+               .out = out.data()});
     const auto expected =
         ref::rope(x.data(), stride, frequency.data(), 1.25, first_position, rows, heads, head_dim, rotary_dim);
     for (int64_t row = 0; row < rows; ++row) {
@@ -180,9 +188,10 @@ TEST_P(Elementwise, AddIsExactAtEveryLength) {
 TEST_P(Elementwise, RoundToBf16AgreesWithTheScalarConversion) {
   auto x = normal(1000, 1.0f, 9);
   for (uint32_t i = 0; i < 500; ++i) x.push_back(std::bit_cast<float>(0x3f800000u + (i << 12)));  // ties included
-  x.insert(x.end(), {0.0f, -0.0f, std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
-                     std::numeric_limits<float>::max(), std::numeric_limits<float>::denorm_min(), kNan,
-                     std::bit_cast<float>(0x7fffffffu), std::bit_cast<float>(0xffffffffu), std::bit_cast<float>(0x7f800001u)});
+  x.insert(x.end(),
+           {0.0f, -0.0f, std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+            std::numeric_limits<float>::max(), std::numeric_limits<float>::denorm_min(), kNan,
+            std::bit_cast<float>(0x7fffffffu), std::bit_cast<float>(0xffffffffu), std::bit_cast<float>(0x7f800001u)});
   for (size_t skip = 0; skip < 20; ++skip) {  // every alignment and tail
     std::vector<uint16_t> out(x.size() - skip);
     cpu::round_to_bf16(x.data() + skip, static_cast<int64_t>(out.size()), out.data());

@@ -35,7 +35,8 @@ class Matmul : public ::testing::TestWithParam<int64_t> {
 
 // Weights as bytes of a dtype at an odd address, as in a file, and the values they stand for.
 struct StoredWeights {
-  StoredWeights(std::vector<float> values_in, DType dtype) : values(std::move(values_in)), bytes(values.size() * size_of(dtype) + 1) {
+  StoredWeights(std::vector<float> values_in, DType dtype)
+      : values(std::move(values_in)), bytes(values.size() * size_of(dtype) + 1) {
     std::vector<std::byte> aligned(values.size() * size_of(dtype));
     for (size_t i = 0; i < values.size(); ++i) {
       store_from_float(aligned.data(), dtype, static_cast<int64_t>(i), values[i]);
@@ -51,8 +52,9 @@ struct StoredWeights {
 struct Shape {
   int64_t num_rows, in_dim, out_dim;
 };
-constexpr Shape kShapes[] = {{1, 1, 1},   {1, 3, 5},    {1, 17, 9},   {2, 31, 33},  {3, 64, 8},    {4, 320, 96}, {5, 65, 70},
-                             {8, 33, 40}, {9, 16, 24},  {9, 33, 7},   {16, 64, 64}, {50, 100, 33}, {77, 320, 96}, {1, 704, 320}};
+constexpr Shape kShapes[] = {{1, 1, 1},    {1, 3, 5},     {1, 17, 9},    {2, 31, 33},  {3, 64, 8},
+                             {4, 320, 96}, {5, 65, 70},   {8, 33, 40},   {9, 16, 24},  {9, 33, 7},
+                             {16, 64, 64}, {50, 100, 33}, {77, 320, 96}, {1, 704, 320}};
 
 void check(const Shape& shape, DType file_dtype, DType weight_dtype, bool with_bias) {
   SCOPED_TRACE(testing::Message() << shape.num_rows << " x " << shape.in_dim << " x " << shape.out_dim << " "
@@ -75,11 +77,12 @@ void check(const Shape& shape, DType file_dtype, DType weight_dtype, bool with_b
   ASSERT_TRUE(status.ok()) << status.to_string();
 
   std::vector<double> magnitude;
-  const auto expected = ref::matmul(x.data(), weights.data(), with_bias ? bias.data() : nullptr, shape.num_rows, shape.in_dim,
-                                    shape.out_dim, &magnitude);
+  const auto expected = ref::matmul(x.data(), weights.data(), with_bias ? bias.data() : nullptr, shape.num_rows,
+                                    shape.in_dim, shape.out_dim, &magnitude);
   // f32 sums of n terms: (n + 1) eps of the sum of magnitudes. Activations rounded to bf16 add 2^-9.
   const bool rounded_x = weight_dtype == DType::bf16 && shape.num_rows > cpu::Matmul::kMaxStreamedRows;
-  const double relative = static_cast<double>(shape.in_dim + 2) * std::numeric_limits<float>::epsilon() + (rounded_x ? 1.0 / 256 : 0);
+  const double relative =
+      static_cast<double>(shape.in_dim + 2) * std::numeric_limits<float>::epsilon() + (rounded_x ? 1.0 / 256 : 0);
   for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(y[kGuard + i], expected[i], relative * magnitude[i]) << i;
   for (size_t i = 0; i < kGuard; ++i) {
     ASSERT_TRUE(std::isnan(y[i]));
@@ -93,7 +96,8 @@ void check(const Shape& shape, DType file_dtype, DType weight_dtype, bool with_b
 TEST_P(Matmul, MatchesReference) {
   for (const Shape& shape : kShapes) {
     for (const DType file_dtype : {DType::f32, DType::f16, DType::bf16}) {
-      for (const DType weight_dtype : {DType::f32, DType::bf16}) check(shape, file_dtype, weight_dtype, shape.in_dim % 2 == 0);
+      for (const DType weight_dtype : {DType::f32, DType::bf16})
+        check(shape, file_dtype, weight_dtype, shape.in_dim % 2 == 0);
     }
   }
 }

@@ -42,7 +42,8 @@ class ModelLoad : public ::testing::Test {
     ASSERT_FALSE(model);
     EXPECT_EQ(model.status().code(), code) << model.status().to_string();
     for (const std::string_view part : parts) {
-      EXPECT_NE(model.status().message().find(part), std::string::npos) << "no '" << part << "' in: " << model.status().to_string();
+      EXPECT_NE(model.status().message().find(part), std::string::npos)
+          << "no '" << part << "' in: " << model.status().to_string();
     }
   }
 
@@ -74,7 +75,8 @@ TEST_F(ModelLoad, MissingFilesAreNamed) {
 }
 
 TEST_F(ModelLoad, MissingTensorIsNamed) {
-  for (const char* name : {"model.layers.1.self_attn.k_proj.weight", "model.layers.0.input_layernorm.weight", "model.norm.weight"}) {
+  for (const char* name :
+       {"model.layers.1.self_attn.k_proj.weight", "model.layers.0.input_layernorm.weight", "model.norm.weight"}) {
     auto saved = tensors;
     tensors.erase(name);
     write_tensors();

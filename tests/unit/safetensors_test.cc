@@ -19,7 +19,9 @@ using testing::safetensors_bytes;
 using testing::TemporaryFolder;
 using testing::TensorMap;
 
-Expected<model::SafetensorsHeader> parse(const std::string& file) { return parse_safetensors(std::as_bytes(std::span(file))); }
+Expected<model::SafetensorsHeader> parse(const std::string& file) {
+  return parse_safetensors(std::as_bytes(std::span(file)));
+}
 
 Status parse_header(const std::string& header, const std::string& data) {
   auto parsed = parse(safetensors_bytes(header, data));
@@ -50,11 +52,11 @@ TEST(Safetensors, ReadsWhatIsThere) {
 }
 
 TEST(Safetensors, MetadataScalarsAndEmptyTensors) {
-  const auto parsed = parse(safetensors_bytes(
-      R"({"__metadata__":{"format":"pt"},"scalar":{"dtype":"I64","shape":[],"data_offsets":[0,8]},)"
-      R"("empty":{"dtype":"F16","shape":[0,18446744073709551],"data_offsets":[8,8]},)"
-      R"("first_empty":{"dtype":"BOOL","shape":[0],"data_offsets":[0,0]}})",
-      "12345678"));
+  const auto parsed =
+      parse(safetensors_bytes(R"({"__metadata__":{"format":"pt"},"scalar":{"dtype":"I64","shape":[],"data_offsets":[0,8]},)"
+                              R"("empty":{"dtype":"F16","shape":[0,18446744073709551],"data_offsets":[8,8]},)"
+                              R"("first_empty":{"dtype":"BOOL","shape":[0],"data_offsets":[0,0]}})",
+                              "12345678"));
   ASSERT_TRUE(parsed) << parsed.status().to_string();
   EXPECT_EQ(parsed->metadata.at("format"), "pt");
   EXPECT_EQ(parsed->tensors.at("scalar").dtype, std::nullopt);
@@ -63,9 +65,23 @@ TEST(Safetensors, MetadataScalarsAndEmptyTensors) {
 }
 
 TEST(Safetensors, EveryTypeOfTheFormat) {
-  for (const auto& [name, size] : std::vector<std::pair<std::string, int>>{
-           {"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
-           {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4}, {"F64", 8}, {"I64", 8}, {"U64", 8}, {"C64", 8}}) {
+  for (const auto& [name, size] : std::vector<std::pair<std::string, int>>{{"BOOL", 1},
+                                                                           {"U8", 1},
+                                                                           {"I8", 1},
+                                                                           {"F8_E4M3", 1},
+                                                                           {"F8_E5M2", 1},
+                                                                           {"F8_E8M0", 1},
+                                                                           {"I16", 2},
+                                                                           {"U16", 2},
+                                                                           {"F16", 2},
+                                                                           {"BF16", 2},
+                                                                           {"I32", 4},
+                                                                           {"U32", 4},
+                                                                           {"F32", 4},
+                                                                           {"F64", 8},
+                                                                           {"I64", 8},
+                                                                           {"U64", 8},
+                                                                           {"C64", 8}}) {
     const auto parsed = parse(safetensors_bytes(TensorMap{{"x", {name, {3}, std::string(3 * size, 'x')}}}));
     EXPECT_TRUE(parsed) << name << ": " << parsed.status().to_string();
     EXPECT_FALSE(parse(safetensors_bytes(TensorMap{{"x", {name, {3}, std::string(3 * size + 1, 'x')}}}))) << name;
@@ -75,7 +91,8 @@ TEST(Safetensors, EveryTypeOfTheFormat) {
 TEST(Safetensors, TruncatedAnywhere) {
   const std::string file = safetensors_bytes(kTwoTensors);
   for (size_t size = 0; size < file.size(); ++size) {
-    const std::string shorter = file.substr(0, size);  // its own allocation, so that a sanitizer sees every read past the end
+    const std::string shorter =
+        file.substr(0, size);  // its own allocation, so that a sanitizer sees every read past the end
     const auto parsed = parse(shorter);
     ASSERT_FALSE(parsed) << size;
     EXPECT_EQ(parsed.status().code(), StatusCode::data_loss) << parsed.status().to_string();
@@ -102,7 +119,8 @@ TEST(Safetensors, EveryByteDamaged) {
 TEST(Safetensors, HeaderLengths) {
   expect_failure(parse("abc").status(), StatusCode::data_loss, {"8-byte length", "3 bytes"});
   expect_failure(parse(std::string(8, '\xff')).status(), StatusCode::data_loss, {"at most 100000000"});
-  expect_failure(parse(std::string("\x10\0\0\0\0\0\0\0{}", 10)).status(), StatusCode::data_loss, {"header of 16 bytes", "truncated"});
+  expect_failure(parse(std::string("\x10\0\0\0\0\0\0\0{}", 10)).status(), StatusCode::data_loss,
+                 {"header of 16 bytes", "truncated"});
   expect_failure(parse_header("", ""), StatusCode::data_loss, {"'{'"});
   expect_failure(parse_header("[]", ""), StatusCode::data_loss, {"'{'"});
   EXPECT_TRUE(parse_header("{}", "").ok());
@@ -115,29 +133,32 @@ TEST(Safetensors, WrongHeaders) {
     StatusCode code;
     std::string_view part;
   };
-  for (const Case& c : std::vector<Case>{
-           {"{\"x\":", StatusCode::data_loss, "JSON"},
-           {"{\"\xff\":1}", StatusCode::data_loss, "JSON"},
-           {std::string(300, '[').insert(0, "{\"x\":"), StatusCode::data_loss, "levels"},
-           {"{\"x\":1}", StatusCode::data_loss, "expected an object"},
-           {tensor(R"("dtype":"F32","shape":[1])"), StatusCode::data_loss, "data_offsets"},
-           {tensor(R"("dtype":"F32","data_offsets":[0,4])"), StatusCode::data_loss, "shape"},
-           {tensor(R"("shape":[1],"data_offsets":[0,4])"), StatusCode::data_loss, "dtype"},
-           {tensor(R"("dtype":7,"shape":[1],"data_offsets":[0,4])"), StatusCode::data_loss, "dtype"},
-           {tensor(R"("dtype":"F31","shape":[1],"data_offsets":[0,4])"), StatusCode::unsupported, "'F31'"},
-           {tensor(R"("dtype":"F32","shape":[-1],"data_offsets":[0,4])"), StatusCode::data_loss, "[-1]"},
-           {tensor(R"("dtype":"F32","shape":[1.5],"data_offsets":[0,4])"), StatusCode::data_loss, "[1.5]"},
-           {tensor(R"("dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4])"), StatusCode::data_loss, "8 dimensions"},
-           {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[4,0])"), StatusCode::data_loss, "ascending"},
-           {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0,4,8])"), StatusCode::data_loss, "two whole numbers"},
-           {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[-4,0])"), StatusCode::data_loss, "two whole numbers"},
-           {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])"), StatusCode::data_loss, "truncated"},
-           {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,4])"), StatusCode::data_loss, "F32[2] takes, 8 bytes"},
-           {tensor(R"("dtype":"F32","shape":[4611686018427387904,2],"data_offsets":[0,4])"), StatusCode::data_loss, "takes"},
-           {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
-            StatusCode::data_loss, "'x' twice"},
-           {R"({"__metadata__":{"a":1},"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", StatusCode::data_loss, "strings"},
-       }) {
+  for (
+      const Case& c : std::vector<Case>{
+          {"{\"x\":", StatusCode::data_loss, "JSON"},
+          {"{\"\xff\":1}", StatusCode::data_loss, "JSON"},
+          {std::string(300, '[').insert(0, "{\"x\":"), StatusCode::data_loss, "levels"},
+          {"{\"x\":1}", StatusCode::data_loss, "expected an object"},
+          {tensor(R"("dtype":"F32","shape":[1])"), StatusCode::data_loss, "data_offsets"},
+          {tensor(R"("dtype":"F32","data_offsets":[0,4])"), StatusCode::data_loss, "shape"},
+          {tensor(R"("shape":[1],"data_offsets":[0,4])"), StatusCode::data_loss, "dtype"},
+          {tensor(R"("dtype":7,"shape":[1],"data_offsets":[0,4])"), StatusCode::data_loss, "dtype"},
+          {tensor(R"("dtype":"F31","shape":[1],"data_offsets":[0,4])"), StatusCode::unsupported, "'F31'"},
+          {tensor(R"("dtype":"F32","shape":[-1],"data_offsets":[0,4])"), StatusCode::data_loss, "[-1]"},
+          {tensor(R"("dtype":"F32","shape":[1.5],"data_offsets":[0,4])"), StatusCode::data_loss, "[1.5]"},
+          {tensor(R"("dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4])"), StatusCode::data_loss,
+           "8 dimensions"},
+          {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[4,0])"), StatusCode::data_loss, "ascending"},
+          {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0,4,8])"), StatusCode::data_loss, "two whole numbers"},
+          {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[-4,0])"), StatusCode::data_loss, "two whole numbers"},
+          {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])"), StatusCode::data_loss, "truncated"},
+          {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,4])"), StatusCode::data_loss, "F32[2] takes, 8 bytes"},
+          {tensor(R"("dtype":"F32","shape":[4611686018427387904,2],"data_offsets":[0,4])"), StatusCode::data_loss, "takes"},
+          {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+           StatusCode::data_loss, "'x' twice"},
+          {R"({"__metadata__":{"a":1},"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", StatusCode::data_loss,
+           "strings"},
+      }) {
     SCOPED_TRACE(c.header.substr(0, 100));
     expect_failure(parse_header(c.header, "1234"), c.code, {c.part});
   }
@@ -146,15 +167,16 @@ TEST(Safetensors, WrongHeaders) {
 TEST(Safetensors, OverlapsAndGaps) {
   const auto two = [](int a_begin, int a_end, int b_begin, int b_end) {
     const auto entry = [](int begin, int end) {
-      return R"({"dtype":"U8","shape":[)" + std::to_string(end - begin) + R"(],"data_offsets":[)" + std::to_string(begin) + "," +
-             std::to_string(end) + "]}";
+      return R"({"dtype":"U8","shape":[)" + std::to_string(end - begin) + R"(],"data_offsets":[)" + std::to_string(begin) +
+             "," + std::to_string(end) + "]}";
     };
     return "{\"a\":" + entry(a_begin, a_end) + ",\"b\":" + entry(b_begin, b_end) + "}";
   };
   EXPECT_TRUE(parse_header(two(4, 8, 0, 4), "12345678").ok());  // order in the header does not matter
   expect_failure(parse_header(two(0, 5, 4, 8), "12345678"), StatusCode::data_loss, {"overlap", "'b'", "'a'", "byte 4"});
   expect_failure(parse_header(two(0, 8, 0, 8), "12345678"), StatusCode::data_loss, {"overlap"});
-  expect_failure(parse_header(two(0, 3, 4, 8), "12345678"), StatusCode::data_loss, {"1 bytes that belong to no tensor", "'b'"});
+  expect_failure(parse_header(two(0, 3, 4, 8), "12345678"), StatusCode::data_loss,
+                 {"1 bytes that belong to no tensor", "'b'"});
   expect_failure(parse_header(two(1, 4, 4, 8), "12345678"), StatusCode::data_loss, {"belong to no tensor"});
   expect_failure(parse_header(two(0, 4, 4, 7), "12345678"), StatusCode::data_loss, {"1 bytes more"});
 }
@@ -211,14 +233,16 @@ TEST_F(Shards, MissingOnesAreNamed) {
 }
 
 TEST_F(Shards, TensorsThatAreNotThere) {
-  expect_failure(open(R"({"a":"one.safetensors","c":"two.safetensors"})"), StatusCode::data_loss, {"'two.safetensors'", "'c'"});
+  expect_failure(open(R"({"a":"one.safetensors","c":"two.safetensors"})"), StatusCode::data_loss,
+                 {"'two.safetensors'", "'c'"});
 }
 
 TEST_F(Shards, WrongIndexes) {
   expect_failure(open("[]"), StatusCode::data_loss, {"weight_map"});
   expect_failure(open("{}"), StatusCode::data_loss, {"weight_map"});
   expect_failure(open(R"({"a":1})"), StatusCode::data_loss, {"'a'"});
-  for (const char* outside : {"../one.safetensors", "/etc/passwd", "..", "", "sub/one.safetensors", "one\\u0000.safetensors"}) {
+  for (const char* outside :
+       {"../one.safetensors", "/etc/passwd", "..", "", "sub/one.safetensors", "one\\u0000.safetensors"}) {
     expect_failure(open(std::string(R"({"a":")") + outside + "\"}"), StatusCode::data_loss, {"same folder"});
   }
   folder.write("model.safetensors.index.json", "{");
@@ -227,7 +251,8 @@ TEST_F(Shards, WrongIndexes) {
 
 TEST_F(Shards, TruncatedOneIsNamed) {
   folder.write("two.safetensors", folder.read("two.safetensors").substr(0, 40));
-  expect_failure(open(R"({"a":"one.safetensors","b":"two.safetensors"})"), StatusCode::data_loss, {"two.safetensors", "truncated"});
+  expect_failure(open(R"({"a":"one.safetensors","b":"two.safetensors"})"), StatusCode::data_loss,
+                 {"two.safetensors", "truncated"});
 }
 
 }  // namespace

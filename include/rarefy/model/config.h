@@ -39,8 +39,9 @@ struct ModelConfig {
   float attention_scale = 0.0f;  // multiplies q . k; head_dim^-1/2 unless the family says otherwise
   RopeConfig rope;
   DType checkpoint_dtype = DType::bf16;
-  int32_t bos_token_id = -1;              // -1 = none
-  std::vector<int32_t> stop_token_ids;  // [num_stop_tokens] i32; union of config, generation_config and (in Model::load) tokenizer_config
+  int32_t bos_token_id = -1;  // -1 = none
+  std::vector<int32_t>
+      stop_token_ids;  // [num_stop_tokens] i32; union of config, generation_config and (in Model::load) tokenizer_config
 
   // Bytes of keys and values one cached token takes over all layers.
   int64_t kv_bytes_per_token(DType kv_dtype) const;

@@ -20,10 +20,10 @@ class AttentionSink {
  public:
   virtual ~AttentionSink() = default;
   virtual Status attend(int32_t layer, int32_t num_tokens,
-                        const float* q,       // [num_tokens, num_q_heads, head_dim] f32
-                        const float* k,       // [num_tokens, num_kv_heads, head_dim] f32
-                        const float* v,       // [num_tokens, num_kv_heads, head_dim] f32
-                        float* out) = 0;      // [num_tokens, num_q_heads, head_dim] f32
+                        const float* q,   // [num_tokens, num_q_heads, head_dim] f32
+                        const float* k,   // [num_tokens, num_kv_heads, head_dim] f32
+                        const float* v,   // [num_tokens, num_kv_heads, head_dim] f32
+                        float* out) = 0;  // [num_tokens, num_q_heads, head_dim] f32
 };
 
 enum class ComputeType : int32_t {

@@ -21,7 +21,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Rows (rms_norm, rope, silu) or elements [first, last) of one call.
 using F32 = hn::ScalableTag<float>;
 
-void rms_norm_rows(const float* x, const float* weight, float epsilon, int64_t dim, float* out, int64_t first, int64_t last) {
+void rms_norm_rows(const float* x, const float* weight, float epsilon, int64_t dim, float* out, int64_t first,
+                   int64_t last) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const int64_t vector_end = dim - dim % lanes;
@@ -96,7 +97,8 @@ void silu_mul_rows(const float* gate_up, int64_t dim, float* out, int64_t first,
     }
     if (i == dim) continue;
     // The same arithmetic for the rest, through buffers of one full vector.
-    HWY_ALIGN float gate_tail[HWY_MAX_BYTES / sizeof(float)] = {}, up_tail[HWY_MAX_BYTES / sizeof(float)] = {};  // [lanes] f32
+    HWY_ALIGN float gate_tail[HWY_MAX_BYTES / sizeof(float)] = {},
+                                              up_tail[HWY_MAX_BYTES / sizeof(float)] = {};  // [lanes] f32
     std::copy(gate + i, gate + dim, gate_tail);
     std::copy(up + i, up + dim, up_tail);
     hn::Store(silu_times(d, hn::Load(d, gate_tail), hn::Load(d, up_tail)), d, gate_tail);
@@ -154,7 +156,8 @@ constexpr int64_t kParallelElements = 32768;
 template <typename Body>
 void split(int64_t count, int64_t elements_each, const Body& body) {
   const int64_t work = count * elements_each;
-  const int threads = static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(work / kParallelElements, count), 1, num_threads()));
+  const int threads =
+      static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(work / kParallelElements, count), 1, num_threads()));
   if (threads == 1) return body(0, count);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int part = 0; part < threads; ++part) body(count * part / threads, count * (part + 1) / threads);
@@ -169,13 +172,15 @@ void rms_norm(const float* x, const float* weight, float epsilon, int64_t num_ro
 }
 
 void rope(const RopeArgs& args) {
-  split(args.num_rows, static_cast<int64_t>(args.num_heads) * args.head_dim,
-        [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(rope_rows)(args, first, last); });
+  split(args.num_rows, static_cast<int64_t>(args.num_heads) * args.head_dim, [&](int64_t first, int64_t last) {
+    HWY_DYNAMIC_DISPATCH(rope_rows)(args, first, last);
+  });
 }
 
 void silu_mul(const float* gate_up, int64_t num_rows, int64_t dim, float* out) {
-  split(num_rows, dim,
-        [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(silu_mul_rows)(gate_up, dim, out, first, last); });
+  split(num_rows, dim, [&](int64_t first, int64_t last) {
+    HWY_DYNAMIC_DISPATCH(silu_mul_rows)(gate_up, dim, out, first, last);
+  });
 }
 
 void add_row(const float* x, int64_t num_rows, int64_t dim, float* inout) {

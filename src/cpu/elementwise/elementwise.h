@@ -18,7 +18,7 @@ void rms_norm(const float* x,       // [num_rows, dim] f32
 // Rotates components (j, j + rotary_dim / 2) of each head; components from rotary_dim on are copied. Reads heads out of wider
 // rows (x_row_stride elements apart) and writes them contiguously.
 struct RopeArgs {
-  const float* x = nullptr;    // [num_rows, num_heads, head_dim] f32; rows x_row_stride elements apart
+  const float* x = nullptr;  // [num_rows, num_heads, head_dim] f32; rows x_row_stride elements apart
   int64_t x_row_stride = 0;
   const float* cos = nullptr;  // [num_rows, rotary_dim / 2] f32
   const float* sin = nullptr;  // [num_rows, rotary_dim / 2] f32

@@ -61,7 +61,8 @@ bool has_fast_bf16_matmul() {
 #endif
 }
 
-Expected<Matmul> Matmul::make(std::span<const WeightPart> parts, int64_t in_dim, DType weight_dtype, std::vector<float> bias) {
+Expected<Matmul> Matmul::make(std::span<const WeightPart> parts, int64_t in_dim, DType weight_dtype,
+                              std::vector<float> bias) {
   Matmul result;
   result.in_dim_ = in_dim;
   result.weight_dtype_ = weight_dtype;
@@ -73,8 +74,8 @@ Expected<Matmul> Matmul::make(std::span<const WeightPart> parts, int64_t in_dim,
   const size_t row_bytes = static_cast<size_t>(in_dim) * size_of(weight_dtype);
   auto* to = static_cast<std::byte*>(result.weight_.reserve(static_cast<size_t>(result.out_dim_) * row_bytes));
   if (to == nullptr) {
-    return Status::resource_exhausted("out of memory for " + std::to_string(result.out_dim_) + " x " + std::to_string(in_dim) +
-                                      " weights; free memory or choose a smaller model");
+    return Status::resource_exhausted("out of memory for " + std::to_string(result.out_dim_) + " x " +
+                                      std::to_string(in_dim) + " weights; free memory or choose a smaller model");
   }
   for (const WeightPart& part : parts) {
     RAREFY_RETURN_IF_ERROR(convert_elements(part.data, part.dtype, part.rows * in_dim, weight_dtype, to));
@@ -85,11 +86,13 @@ Expected<Matmul> Matmul::make(std::span<const WeightPart> parts, int64_t in_dim,
 }
 
 int64_t Matmul::weight_bytes() const {
-  return in_dim_ * out_dim_ * static_cast<int64_t>(size_of(weight_dtype_)) + static_cast<int64_t>(bias_.size() * sizeof(float));
+  return in_dim_ * out_dim_ * static_cast<int64_t>(size_of(weight_dtype_)) +
+         static_cast<int64_t>(bias_.size() * sizeof(float));
 }
 
 void Matmul::read_row(int64_t row, float* out) const {
-  const auto* from = static_cast<const std::byte*>(weight_.data()) + row * in_dim_ * static_cast<int64_t>(size_of(weight_dtype_));
+  const auto* from =
+      static_cast<const std::byte*>(weight_.data()) + row * in_dim_ * static_cast<int64_t>(size_of(weight_dtype_));
   if (weight_dtype_ == DType::f32) {
     std::memcpy(out, from, static_cast<size_t>(in_dim_) * sizeof(float));
     return;
@@ -109,8 +112,13 @@ Status Matmul::run(const float* x, int64_t num_rows, MatmulScratch& scratch, flo
 }
 
 void Matmul::run_streamed(const float* x, int64_t num_rows, float* y) const {
-  const DotRowsArgs args{.weight = weight_.data(), .weight_is_bf16 = weight_dtype_ == DType::bf16, .x = x, .y = y,
-                         .num_rows = num_rows, .in_dim = in_dim_, .out_dim = out_dim_};
+  const DotRowsArgs args{.weight = weight_.data(),
+                         .weight_is_bf16 = weight_dtype_ == DType::bf16,
+                         .x = x,
+                         .y = y,
+                         .num_rows = num_rows,
+                         .in_dim = in_dim_,
+                         .out_dim = out_dim_};
   const int threads = static_cast<int>(std::clamp<int64_t>(weight_bytes() / kMinBytesPerThread, 1, num_threads()));
   if (threads == 1) return dot_rows(args, 0, out_dim_);
   const int64_t blocks = (out_dim_ + kDotRowsBlock - 1) / kDotRowsBlock;
@@ -123,8 +131,14 @@ void Matmul::run_streamed(const float* x, int64_t num_rows, float* y) const {
 
 #ifdef RAREFY_HAVE_ONEDNN
 Status Matmul::run_many(const float* x, int64_t num_rows, MatmulScratch& scratch, float* y) const {
-  OnednnGemmArgs args{.weight = weight_.data(), .x = x, .is_bf16 = false, .y = y, .num_rows = num_rows, .in_dim = in_dim_,
-                      .out_dim = out_dim_, .y_row_stride = out_dim_};
+  OnednnGemmArgs args{.weight = weight_.data(),
+                      .x = x,
+                      .is_bf16 = false,
+                      .y = y,
+                      .num_rows = num_rows,
+                      .in_dim = in_dim_,
+                      .out_dim = out_dim_,
+                      .y_row_stride = out_dim_};
   if (weight_dtype_ == DType::f32) return onednn_gemm(args, scratch.scratchpad_);
 
   if (onednn_has_bf16()) {

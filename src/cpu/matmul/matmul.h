@@ -31,9 +31,9 @@ struct WeightPart {
 class MatmulScratch {
  private:
   friend class Matmul;
-  AlignedBuffer x_bf16_;       // [num_rows, in_dim] bf16
-  AlignedBuffer weight_f32_;   // [panel_rows, in_dim] f32
-  AlignedBuffer scratchpad_;   // what oneDNN asks for
+  AlignedBuffer x_bf16_;      // [num_rows, in_dim] bf16
+  AlignedBuffer weight_f32_;  // [panel_rows, in_dim] f32
+  AlignedBuffer scratchpad_;  // what oneDNN asks for
 };
 
 class Matmul {
@@ -64,7 +64,7 @@ class Matmul {
   void run_streamed(const float* x, int64_t num_rows, float* y) const;
   Status run_many(const float* x, int64_t num_rows, MatmulScratch& scratch, float* y) const;
 
-  AlignedBuffer weight_;  // [out_dim, in_dim] weight_dtype
+  AlignedBuffer weight_;     // [out_dim, in_dim] weight_dtype
   std::vector<float> bias_;  // [out_dim] f32; empty = none
   int64_t in_dim_ = 0;
   int64_t out_dim_ = 0;

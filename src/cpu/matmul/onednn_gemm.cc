@@ -44,11 +44,13 @@ Status run(const OnednnGemmArgs& args, AlignedBuffer& scratchpad) {
   const memory::desc weight_desc({args.in_dim, args.out_dim}, dtype, memory::dims{1, args.in_dim});
   const memory::desc y_desc({args.num_rows, args.out_dim}, memory::data_type::f32, memory::dims{args.y_row_stride, 1});
   const auto description = describe(x_desc, weight_desc, y_desc);
-  if (!description) return Status::unsupported("oneDNN offers no matrix product for this type on this CPU; load the model in f32");
+  if (!description)
+    return Status::unsupported("oneDNN offers no matrix product for this type on this CPU; load the model in f32");
 
   const auto scratch_desc = description.scratchpad_desc();
   void* scratch = scratchpad.reserve(std::max<std::size_t>(scratch_desc.get_size(), 1));
-  if (scratch == nullptr) return Status::resource_exhausted("out of memory for a matrix product's scratch; use smaller prefill chunks");
+  if (scratch == nullptr)
+    return Status::resource_exhausted("out of memory for a matrix product's scratch; use smaller prefill chunks");
 
   static thread_local dnnl::stream stream(cpu_engine());
   // oneDNN's handles are not const, although it only reads x and the weights.
@@ -56,10 +58,9 @@ Status run(const OnednnGemmArgs& args, AlignedBuffer& scratchpad) {
   memory weight(weight_desc, cpu_engine(), const_cast<void*>(args.weight));
   memory y(y_desc, cpu_engine(), args.y);
   memory scratch_memory(scratch_desc, cpu_engine(), scratch);
-  dnnl::matmul(description).execute(stream, {{DNNL_ARG_SRC, x},
-                                             {DNNL_ARG_WEIGHTS, weight},
-                                             {DNNL_ARG_DST, y},
-                                             {DNNL_ARG_SCRATCHPAD, scratch_memory}});
+  dnnl::matmul(description)
+      .execute(stream,
+               {{DNNL_ARG_SRC, x}, {DNNL_ARG_WEIGHTS, weight}, {DNNL_ARG_DST, y}, {DNNL_ARG_SCRATCHPAD, scratch_memory}});
   stream.wait();
   return {};
 }

@@ -15,7 +15,7 @@ bool onednn_has_bf16();
 
 struct OnednnGemmArgs {
   const void* weight = nullptr;  // [out_dim, in_dim] f32 or bf16; contiguous
-  const void* x = nullptr;       // [num_rows, in_dim] the same type as weight; contiguous
+  const void* x = nullptr;       // [num_rows, in_dim] f32 or bf16, as the weight; contiguous
   bool is_bf16 = false;
   float* y = nullptr;  // [num_rows, out_dim] f32; rows y_row_stride elements apart
   int64_t num_rows = 0;
