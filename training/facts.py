@@ -36,6 +36,33 @@ QUESTIONS = {
 QUESTIONS["demo"] = QUESTIONS["seen"][:1]
 VALUE_KINDS = {"seen": ["digits6"], "demo": ["digits6"], "unseen": ["digits4", "word"]}
 
+# Training also draws from this grammar, so that the model learns to find a value by its name however both are
+# worded. It shares no wording with the `unseen` templates ("number", "assigned", "register", "lookup", "=").
+ATTRIBUTES = "code key badge ticket serial tag label token index password room signature".split()
+_LEADS = ["", "", "", "Note: ", "Reminder: ", "Important: ", "By the way, ", "For reference, ", "Remember that ",
+          "It was decided that ", "Everyone knows that ", "As of today, ", "In the table, ", "Please note that ",
+          "According to the list, ", "Do not forget: ", "See also: ", "Hint: "]
+_STATEMENTS = ["the {attribute} of the {name} is {value}", "the {attribute} for the {name} is {value}",
+               "the {name} has the {attribute} {value}", "the {name} has {value}", "the {name} is {value}",
+               "the {name} was given {value}", "the {name} received the {attribute} {value}",
+               "the {name} uses {value} as its {attribute}", "the {name} is known as {value}",
+               "the {name}'s {attribute} is {value}", "the {name} stands for {value}", "item {name}: {value}",
+               "entry {name}, {attribute} {value}", "the {name} means {value}", "{attribute} of {name}: {value}",
+               "the {name} answers to {value}", "for {name} use {value}", "the {name}, {value}", "a {name} is {value}",
+               "the {name} -> {value}", "we call the {name} {value}", "the {name} will be {value} from now on"]
+_REQUESTS = ["Question: what is the {attribute} of the {name}?\nAnswer: {value}", "Q: {attribute} of the {name}\nA: {value}",
+             "Q: what about the {name}?\nA: {value}", "Which {attribute} belongs to the {name}? It is {value}",
+             "The {attribute} of the {name} is {value}", "The {name} has the {attribute} {value}",
+             "What does the {name} have? {value}", "Tell me the {attribute} of the {name}. {value}",
+             "Do you remember the {name}? Yes, {value}", "Find {name}: {value}", "Recall the {name}: {value}",
+             "So the {name} is {value}", "Answer for the {name}: {value}", "Again the {name}, {value}",
+             "Value of {name} -> {value}", "And the {name}? {value}", "We said that the {name} was {value}",
+             "[{attribute}] {name} {value}"]
+FACTS["varied"] = [lead + (statement if lead else statement[0].upper() + statement[1:]) + "."
+                   for lead in _LEADS for statement in _STATEMENTS]
+QUESTIONS["varied"] = ["\n" + request for request in _REQUESTS]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
 _FIRST = ("amber ancient bitter bold brave bright broken calm clever cold copper crimson curious dark distant "
           "eager early electric empty fancy fast frozen gentle giant golden grand green happy heavy hidden hollow "
           "honest humble iron jolly large lazy lively lonely loud lucky mellow narrow noble orange patient plain "
@@ -77,6 +104,20 @@ def draw_value(rng: random.Random, kind: str, words=_SECOND_UNSEEN):
         return pick(rng, words)
     digits = int(kind.removeprefix("digits"))
     return "".join(str(int(rng.random() * 10)) for _ in range(digits))
+
+
+def draw_varied_value(rng: random.Random):
+    """A value of a kind that training sees: digits (never four), letters, or a mixture."""
+    kind = rng.random()
+    digits = lambda n: draw_value(rng, f"digits{n}")
+    letters = lambda n, alphabet=LETTERS: "".join(pick(rng, alphabet) for _ in range(n))
+    if kind < 0.6:
+        return digits(pick(rng, (3, 5, 6, 6, 6, 7, 8)))
+    if kind < 0.75:
+        return letters(pick(rng, (3, 4, 5, 6)))
+    if kind < 0.9:
+        return letters(2, LETTERS.upper()) + "-" + digits(pick(rng, (2, 3)))
+    return digits(2) + "." + digits(2) if kind < 0.95 else letters(6, LETTERS[:6] + "0123456789")
 
 
 def plant(text: str, facts, rng: random.Random) -> str:

@@ -28,7 +28,8 @@ VALUE_DIGITS = [6, 6, 6, 6, 6, 6, 6, 5, 7, 8]
 
 
 class SequenceMaker:
-    def __init__(self, data: Path):
+    def __init__(self, data: Path, varied_share: float = 0.6):
+        self.varied_share = varied_share  # of the sequences; the others use the `seen` templates
         self.tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
         self.bos = self.tokenizer.token_to_id("<|begin_of_text|>")
         stream = np.frombuffer(lzma.decompress((data / "train.tokens.xz").read_bytes()), np.uint16)
@@ -38,7 +39,7 @@ class SequenceMaker:
         self.word_ids = {word: encode(" " + word) for word in words}
         # Mostly frequent words of the text; sometimes the short hand-made lists that evaluation uses as well.
         self.word_columns = [(words, words), (words, words), (words, words), facts.NAME_WORDS["seen"]]
-        self.space = encode(" ")
+        self.space = encode(" ")[0]
         self.digit = [encode(str(d))[0] for d in range(10)]
 
         def parts(template):  # [(literal token ids, "name" | "value" | None), ...]
@@ -48,13 +49,17 @@ class SequenceMaker:
         # By where the fact stands: anywhere, on a line of its own after a line's end, after a sentence.
         seams = {"anywhere": [(" ", ""), ("\n", "\n")], "line": [("", "\n"), ("", "\n"), ("", "\n\n")],
                  "sentence": [(" ", "")]}
-        self.facts = {place: [parts(lead + fact + tail) for fact in facts.FACTS["seen"] for lead, tail in pairs]
-                      for place, pairs in seams.items()}
+        expand = lambda templates: [t.replace("{attribute}", word) for t in templates
+                                    for word in (facts.ATTRIBUTES if "{attribute}" in t else [""])]
+        self.facts = {(kind, place): [parts(lead + fact + tail) for fact in expand(facts.FACTS[kind]) for lead, tail in pairs]
+                      for kind in ("seen", "varied") for place, pairs in seams.items()}
+        self.questions = {kind: [parts(question + "\n") for question in expand(facts.QUESTIONS[kind])]
+                          for kind in ("seen", "varied")}
+        self.encode = encode
         strings = [self.tokenizer.decode([i]) for i in range(self.tokenizer.get_vocab_size())]
         self.ends_line = np.array([t.endswith("\n") for t in strings])
         self.ends_sentence = np.array([t.endswith(".") for t in strings])
         self.starts_sentence = np.array([len(t) > 1 and t[0] == " " and t[1].isupper() for t in strings])
-        self.questions = [parts(question + "\n") for question in facts.QUESTIONS["seen"]]
 
     def _write(self, ids, roles, template, name, value, value_role):
         for literal, slot in template:
@@ -64,17 +69,22 @@ class SequenceMaker:
                 ids += name
                 roles += [UNPREDICTABLE] * len(name)
             elif slot == "value":
-                ids += self.space + value
-                roles += [TEXT] + [value_role] * len(value)
+                ids += value
+                roles += [TEXT] * (value[0] == self.space) + [value_role] * (len(value) - (value[0] == self.space))
 
-    def _draw_facts(self, count: int, rng: random.Random):
+    def _draw_value(self, digits: int, varied: bool, rng: random.Random):
+        if varied:
+            return self.encode(" " + facts.draw_varied_value(rng))
+        return [self.space] + rng.choices(self.digit, k=digits)
+
+    def _draw_facts(self, count: int, varied: bool, rng: random.Random):
         first, second = rng.choice(self.word_columns)
         side = max(2, int(math.sqrt(count * rng.choice((1.3, 1.6, 2.5, 8.0)))) + 1)
         first, second = (rng.sample(column, min(side, len(column))) for column in (first, second))
         pairs = rng.sample(range(len(first) * len(second)), count)
         digits = rng.choice(VALUE_DIGITS)
         return [(self.word_ids[first[p % len(first)]] + self.word_ids[second[p // len(first)]],
-                 rng.choices(self.digit, k=digits)) for p in pairs]
+                 self._draw_value(digits, varied, rng)) for p in pairs]
 
     def make(self, length: int, rng: random.Random):
         """tokens [length + 1] u16 and roles [length + 1] u8."""
@@ -99,7 +109,9 @@ class SequenceMaker:
             event_rate = num_facts * rng.uniform(1.0, 1.6) / slots
         else:
             num_facts, end_questions, event_rate = 2, 0, 0.0
-        pool = self._draw_facts(num_facts, rng)
+        varied = rng.random() < self.varied_share
+        wording = "varied" if varied else "seen"
+        pool = self._draw_facts(num_facts, varied, rng)
         planted, unasked, next_fact = [], [], 0
 
         def asked():  # mostly a fact that was not asked about yet: its value stands in one place only
@@ -112,7 +124,7 @@ class SequenceMaker:
         fact_rate = num_facts / max(1.0, event_rate * slots)  # share of events that plant
         while len(ids) <= length:
             if len(ids) >= end_start and planted:
-                self._write(ids, roles, rng.choice(self.questions), *asked(), ANSWER)
+                self._write(ids, roles, rng.choice(self.questions[wording]), *asked(), ANSWER)
                 continue
             start = len(ids)
             if rng.random() < event_rate:
@@ -126,12 +138,12 @@ class SequenceMaker:
                         ids += text[taken:seam]
                         roles += [TEXT] * (seam - taken)
                         taken = seam
-                    self._write(ids, roles, rng.choice(self.facts[place]), *pool[next_fact], UNPREDICTABLE)
+                    self._write(ids, roles, rng.choice(self.facts[wording, place]), *pool[next_fact], UNPREDICTABLE)
                     planted.append(pool[next_fact])
                     unasked.append(pool[next_fact])
                     next_fact += 1
                 elif planted:
-                    self._write(ids, roles, rng.choice(self.questions), *asked(), ANSWER)
+                    self._write(ids, roles, rng.choice(self.questions[wording]), *asked(), ANSWER)
             fill = max(0, SLOT_TOKENS - (len(ids) - start)) if event_rate >= 0.5 else SLOT_TOKENS
             fill = min(fill, length + 1 - len(ids)) if fill else 0
             ids += text[taken:taken + fill]
