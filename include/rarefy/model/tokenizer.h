@@ -1,4 +1,11 @@
-// Tokenizer: text to ids and back, from a Hugging Face tokenizer.json. Immutable after loading; thread-safe.
+// Tokenizer: text to ids and back, from a Hugging Face tokenizer.json (byte-level BPE). Immutable after loading; thread-safe.
+//
+//   Expected<Tokenizer> tokenizer = Tokenizer::load(folder / "tokenizer.json");
+//   Expected<std::vector<int32_t>> ids = tokenizer->encode("A text.");
+//
+// Ids equal those of the `tokenizers` package (Unicode 16 in regular expressions). A file that asks for something that is not
+// offered is refused by name. Limits: files of 64 MB and 64 levels, ids up to 2^24, added tokens of 1024 bytes, patterns of
+// 64 KiB, texts of 1 GiB, 10^7 steps for one match of a pattern.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +21,8 @@ namespace rarefy {
 
 struct EncodeOptions {
   bool add_special_tokens = true;  // what the post-processor adds, such as a begin-of-text token
-  bool parse_special = true;       // added tokens in the text become their ids; false treats them as plain text
+  bool parse_special = true;       // special tokens in the text become their ids; false treats them as plain text (added
+                                   // tokens that are not special are found in either case)
 };
 
 class Tokenizer {
@@ -26,7 +34,7 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  // Refuses text that is not UTF-8 (with the offset of the first bad byte).
+  // Refuses text that is not UTF-8 (with the offset of the first bad byte) and text that the vocabulary cannot express.
   Expected<std::vector<int32_t>> encode(std::string_view text, const EncodeOptions& options = {}) const;
   // Bytes of the ids; ids outside the vocabulary are an error. Invalid UTF-8 becomes U+FFFD, as in `tokenizers`.
   Expected<std::string> decode(const std::vector<int32_t>& ids, bool skip_special_tokens = false) const;
@@ -36,17 +44,19 @@ class Tokenizer {
   int32_t token_to_id(std::string_view token) const;
   Expected<std::string> id_to_token(int32_t id) const;
 
-  // Decodes a stream of ids without ever emitting half a character.
+  // Decodes a stream of ids without ever emitting half a character. Belongs to one thread at a time; the tokenizer outlives it
+  // and is not moved meanwhile. What push and flush return, put together, equals decode.
   class Stream {
    public:
     explicit Stream(const Tokenizer& tokenizer, bool skip_special_tokens = true)
         : tokenizer_(&tokenizer), skip_special_tokens_(skip_special_tokens) {}
     Expected<std::string> push(int32_t id);  // complete characters that this id finishes
-    std::string flush();                     // what is left at the end, incomplete characters as U+FFFD
+    std::string flush();                     // what is left at the end, incomplete characters as U+FFFD; then starts anew
 
    private:
     const Tokenizer* tokenizer_;
     bool skip_special_tokens_;
+    bool is_first_ = true;
     std::string pending_bytes_;
   };
 
