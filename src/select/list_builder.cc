@@ -82,7 +82,7 @@ void ListBuilder::guess_thresholds() {
   sample_group_.resize(static_cast<size_t>(sample_tokens_));
   cpu::group_scores(reinterpret_cast<const float*>(sample_scores_.data()), sample_tokens_, problem_.group, log_sums_.data(),
                     sample_tokens_, sample_group_.data());
-  thresholds_ = SpendThresholds::guess(problem_.rule, sample_group_.data(), sample_tokens_, sample_weight_, scratch_.order);
+  thresholds_ = SpendThresholds::guess(problem_.rule, sample_group_.data(), sample_tokens_, sample_weight_, exp_scratch_);
 }
 
 void ListBuilder::scan(ScanPart& part) const {

@@ -66,6 +66,7 @@ class ListBuilder {
   int32_t passes_ = 0;
   AlignedBuffer sample_scores_;      // [group, sample_tokens] f32; of the weighted blocks
   std::vector<float> sample_group_;  // [sample_tokens] f32; a of the same tokens
+  AlignedBuffer exp_scratch_;        // [sample_tokens, padded] f32
   int32_t sample_tokens_ = 0;
   float sample_weight_ = 0.0f;  // tokens that a token of the sample stands for
   SpendScratch scratch_;

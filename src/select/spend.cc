@@ -61,7 +61,7 @@ int32_t SpendRule::num_top() const {
 int32_t SpendRule::num_random() const { return std::min(budget, num_tokens) - num_top(); }
 
 SpendThresholds SpendThresholds::guess(const SpendRule& rule, const float* sample, int32_t count, float weight,
-                                       std::vector<float>& scratch) {
+                                       AlignedBuffer& scratch) {
   SpendThresholds result{-kInfinity, -kInfinity};
   if (rule.budget >= rule.num_tokens) return result;
   if (rule.num_top() == 0) {
@@ -69,8 +69,8 @@ SpendThresholds SpendThresholds::guess(const SpendRule& rule, const float* sampl
   } else {
     const float target = (kMargin * static_cast<float>(rule.num_top()) + kSpareTokens) / weight;
     if (target < static_cast<float>(count)) {
-      scratch.assign(sample, sample + count);
-      result.score = nth_largest(scratch, std::max(1, static_cast<int32_t>(target)));
+      std::vector<float> order(sample, sample + count);
+      result.score = nth_largest(order, std::max(1, static_cast<int32_t>(target)));
     }
   }
   if (rule.num_random() == 0) {
@@ -82,7 +82,8 @@ SpendThresholds SpendThresholds::guess(const SpendRule& rule, const float* sampl
   } else {
     // Tokens that the top part takes reach the random threshold too.
     const float target = kMargin * static_cast<float>(rule.budget + 1) + kSpareTokens;
-    result.key = cpu::expected_key_threshold(sample, count, weight, target);
+    const size_t bytes = sizeof(float) * (static_cast<size_t>(count) + 2 * cpu::kCandidatePadding);
+    result.key = cpu::expected_key_threshold(sample, count, weight, target, reinterpret_cast<float*>(scratch.reserve(bytes)));
   }
   return result;
 }

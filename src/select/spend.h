@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/aligned_buffer.h"
 #include "cpu/select/candidates.h"
 #include "rarefy/core/rng.h"
 #include "rarefy/select/policy.h"
@@ -40,7 +41,7 @@ struct SpendThresholds {
   // Guesses from a sample in which every token stands for `weight` tokens.
   static SpendThresholds guess(const SpendRule& rule,
                                const float* sample,  // [count] f32; a
-                               int32_t count, float weight, std::vector<float>& scratch);
+                               int32_t count, float weight, AlignedBuffer& scratch);
   void lower();  // after spend() asked for more
   cpu::CandidateFilter filter(const SpendRule& rule) const;
 };

@@ -61,7 +61,8 @@ class Spender {
 
  private:
   static constexpr int32_t kSampleStep = 4;
-  std::vector<float> scores_, sample_, kept_, order_;
+  std::vector<float> scores_, sample_, kept_;
+  AlignedBuffer order_;
   std::vector<int32_t> ids_;
   int32_t first_token_;
   SpendScratch scratch_;
@@ -167,7 +168,8 @@ TEST(Spending, GuessesDoNotChangeTheResult) {
     spender.run(rule, expected);
     EXPECT_EQ(expected.passes, 1);
     for (float shift : {-5.0f, 0.5f, 3.0f, 30.0f}) {
-      SpendThresholds thresholds = SpendThresholds::guess(rule, scores.data(), 3000, 1.0f, *std::make_unique<std::vector<float>>());
+      AlignedBuffer scratch;
+      SpendThresholds thresholds = SpendThresholds::guess(rule, scores.data(), 3000, 1.0f, scratch);
       thresholds.key += shift;
       thresholds.score += shift;
       spender.run(rule, thresholds, chosen);

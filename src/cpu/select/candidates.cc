@@ -41,56 +41,91 @@ HWY_INLINE F32Vec uniforms(ListKey key, hn::Vec<I32> tokens) {
   return hn::Mul(hn::Add(value, hn::Set(df, 0.5f)), hn::Set(df, 0x1p-31f));
 }
 
-// max_h (s_h - L_h), kept within +-kLargestScore. With kMaxima the running maxima of s_h are raised.
-template <bool kMaxima>
-HWY_INLINE F32Vec group_score(const float* scores, int64_t stride, int32_t num_queries, const float* log_sums,
-                              F32Vec* maxima, hn::Mask<F32> valid) {
+// Moves what is outside +-kLargestScore, NaN included, there.
+HWY_INLINE F32Vec clamp_score(F32Vec score) {
   const F32 df;
-  F32Vec best = hn::Set(df, -kInfinity);
-  for (int32_t query = 0; query < num_queries; ++query) {
-    const F32Vec score = hn::LoadU(df, scores + query * stride);
-    if constexpr (kMaxima) {
-      maxima[query] = hn::Max(hn::IfThenElse(valid, score, maxima[query]), maxima[query]);
-    }
-    best = hn::Max(hn::Sub(score, hn::Set(df, log_sums[query])), best);
-  }
   const F32Vec lowest = hn::Set(df, -kLargestScore);
-  best = hn::IfThenElse(hn::Gt(best, lowest), best, lowest);
-  return hn::Min(best, hn::Set(df, kLargestScore));
+  return hn::Min(hn::IfThenElse(hn::Gt(score, lowest), score, lowest), hn::Set(df, kLargestScore));
+}
+
+// The constants of a filter in registers.
+struct FilterVectors {
+  explicit FilterVectors(const CandidateFilter& filter)
+      : floor_add(hn::Set(F32(), filter.floor_add)),
+        floor_min(hn::Set(F32(), filter.floor_min)),
+        slope(hn::Set(F32(), filter.bound_slope)),
+        offset(hn::Set(F32(), filter.bound_offset)),
+        score_threshold(hn::Set(F32(), filter.score_threshold)) {}
+  F32Vec floor_add, floor_min, slope, offset, score_threshold;
+};
+
+// Writes the candidates among 16 tokens, whole vectors at a time; returns how many there are. Compressing in registers and
+// storing everything is faster than a compressing store, which is microcoded on some CPUs.
+HWY_INLINE int32_t emit(const FilterVectors& constants, ListKey key, hn::Vec<I32> tokens, F32Vec score, hn::Mask<F32> valid,
+                        int32_t* token_ids, float* kept_scores) {
+  const F32 df;
+  const I32 di;
+  const F32Vec mixed = hn::Max(hn::Add(score, constants.floor_add), constants.floor_min);
+  const F32Vec line = hn::Add(hn::Mul(mixed, constants.slope), constants.offset);
+  const F32Vec bits = hn::Min(hn::Max(line, hn::Zero(df)), hn::Set(df, 0x3f800000));
+  const F32Vec bound = hn::BitCast(df, hn::ConvertTo(di, bits));
+  const auto chosen = hn::And(valid, hn::Or(hn::Le(uniforms(key, tokens), bound), hn::Gt(score, constants.score_threshold)));
+  hn::StoreU(hn::Compress(tokens, hn::RebindMask(di, chosen)), di, token_ids);
+  hn::StoreU(hn::Compress(score, chosen), df, kept_scores);
+  return static_cast<int32_t>(hn::CountTrue(df, chosen));
 }
 
 constexpr int32_t kMaxQueries = 16;
 
-int32_t filter_candidates_simd(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
-                               int32_t num_tokens, float* maxima, int32_t* token_ids, float* kept_scores) {
+// Log sums and maxima of kQueries queries stay in registers; 0 stands for any number.
+template <int32_t kQueries>
+int32_t filter_queries(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
+                       int32_t num_tokens, float* maxima, int32_t* token_ids, float* kept_scores) {
   const F32 df;
   const I32 di;
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
-  F32Vec best[kMaxQueries];
-  for (int32_t query = 0; query < filter.num_queries; ++query) best[query] = hn::Set(df, maxima[query]);
-  const auto floor_add = hn::Set(df, filter.floor_add), floor_min = hn::Set(df, filter.floor_min);
-  const auto slope = hn::Set(df, filter.bound_slope), offset = hn::Set(df, filter.bound_offset);
-  const auto one_bits = hn::Set(df, 0x3f800000);
-  const auto score_threshold = hn::Set(df, filter.score_threshold);
-  int32_t count = 0;
-  for (int32_t token = 0; token < num_tokens; token += lanes) {
+  const int32_t num_queries = kQueries > 0 ? kQueries : filter.num_queries;
+  const FilterVectors constants(filter);
+  F32Vec best[kQueries > 0 ? kQueries : kMaxQueries], log_sums[kQueries > 0 ? kQueries : kMaxQueries];
+  for (int32_t query = 0; query < num_queries; ++query) {
+    best[query] = hn::Set(df, maxima[query]);
+    log_sums[query] = hn::Set(df, filter.log_sums[query]);
+  }
+  const auto step = hn::Set(di, lanes);
+  auto tokens = hn::Iota(di, first_token);
+  int32_t count = 0, token = 0;
+  const auto all = hn::FirstN(df, static_cast<size_t>(lanes));
+  for (; token + lanes <= num_tokens; token += lanes) {
+    F32Vec score = hn::Set(df, -kInfinity);
+    for (int32_t query = 0; query < num_queries; ++query) {
+      const F32Vec value = hn::LoadU(df, scores + query * score_stride + token);
+      best[query] = hn::Max(value, best[query]);
+      score = hn::Max(hn::Sub(value, log_sums[query]), score);
+    }
+    count += emit(constants, filter.key, tokens, clamp_score(score), all, token_ids + count, kept_scores + count);
+    tokens = hn::Add(tokens, step);
+  }
+  if (token < num_tokens) {
     const auto valid = hn::FirstN(df, static_cast<size_t>(num_tokens - token));
-    const F32Vec score = group_score<true>(scores + token, score_stride, filter.num_queries, filter.log_sums, best, valid);
-    const auto id = hn::Iota(di, first_token + token);
-    const F32Vec mixed = hn::Max(hn::Add(score, floor_add), floor_min);
-    const F32Vec bits = hn::Min(hn::Max(hn::Add(hn::Mul(mixed, slope), offset), hn::Zero(df)), one_bits);
-    const F32Vec bound = hn::BitCast(df, hn::ConvertTo(di, bits));
-    const auto chosen =
-        hn::And(valid, hn::Or(hn::Le(uniforms(filter.key, id), bound), hn::Gt(score, score_threshold)));
-    // Compress in registers, then store whole vectors: compressing stores are microcoded on some CPUs.
-    hn::StoreU(hn::Compress(id, hn::RebindMask(di, chosen)), di, token_ids + count);
-    hn::StoreU(hn::Compress(score, chosen), df, kept_scores + count);
-    count += static_cast<int32_t>(hn::CountTrue(df, chosen));
+    F32Vec score = hn::Set(df, -kInfinity);
+    for (int32_t query = 0; query < num_queries; ++query) {
+      const F32Vec value = hn::LoadU(df, scores + query * score_stride + token);
+      best[query] = hn::Max(hn::IfThenElse(valid, value, best[query]), best[query]);
+      score = hn::Max(hn::Sub(value, log_sums[query]), score);
+    }
+    count += emit(constants, filter.key, tokens, clamp_score(score), valid, token_ids + count, kept_scores + count);
   }
-  for (int32_t query = 0; query < filter.num_queries; ++query) {
-    maxima[query] = hn::GetLane(hn::MaxOfLanes(df, best[query]));
-  }
+  for (int32_t query = 0; query < num_queries; ++query) maxima[query] = hn::GetLane(hn::MaxOfLanes(df, best[query]));
   return count;
+}
+
+int32_t filter_candidates_simd(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
+                               int32_t num_tokens, float* maxima, int32_t* token_ids, float* kept_scores) {
+  const auto run = filter.num_queries == 1   ? &filter_queries<1>
+                   : filter.num_queries == 2 ? &filter_queries<2>
+                   : filter.num_queries == 4 ? &filter_queries<4>
+                                             : &filter_queries<0>;
+  return run(filter, scores, score_stride, first_token, num_tokens, maxima, token_ids, kept_scores);
 }
 
 void group_scores_simd(const float* scores, int64_t score_stride, int32_t num_queries, const float* log_sums,
@@ -99,8 +134,12 @@ void group_scores_simd(const float* scores, int64_t score_stride, int32_t num_qu
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
   HWY_ALIGN float last[kCandidatePadding];
   for (int32_t token = 0; token < num_tokens; token += lanes) {
-    const auto valid = hn::FirstN(df, static_cast<size_t>(num_tokens - token));
-    const F32Vec score = group_score<false>(scores + token, score_stride, num_queries, log_sums, nullptr, valid);
+    F32Vec score = hn::Set(df, -kInfinity);
+    for (int32_t query = 0; query < num_queries; ++query) {
+      const F32Vec value = hn::LoadU(df, scores + query * score_stride + token);
+      score = hn::Max(hn::Sub(value, hn::Set(df, log_sums[query])), score);
+    }
+    score = clamp_score(score);
     if (token + lanes <= num_tokens) {
       hn::StoreU(score, df, out + token);
     } else {
@@ -130,54 +169,77 @@ void random_keys_simd(ListKey key, const int32_t* token_ids, const float* scores
   }
 }
 
-// Largest value; kLowest for none.
+// Largest value; -inf for none.
 HWY_INLINE float largest(const float* values, int32_t count) {
-  float result = -kInfinity;
-  for (int32_t i = 0; i < count; ++i) result = std::max(result, values[i]);
+  const F32 df;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  auto best0 = hn::Set(df, -kInfinity), best1 = best0;
+  int32_t i = 0;
+  for (; i + 2 * lanes <= count; i += 2 * lanes) {
+    best0 = hn::Max(hn::LoadU(df, values + i), best0);
+    best1 = hn::Max(hn::LoadU(df, values + i + lanes), best1);
+  }
+  float result = hn::GetLane(hn::MaxOfLanes(df, hn::Max(best0, best1)));
+  for (; i < count; ++i) result = std::max(result, values[i]);
   return result;
 }
 
-// sum_i min(limit, exp(values_i - shift)).
-HWY_INLINE float sum_exp(const float* values, int32_t count, float shift, float limit) {
+// Calls body(vector, valid) for exp(values - shift), a vector at a time; lanes past the end are 0 in `valid`.
+template <class Body>
+HWY_INLINE void for_each_exp(const float* values, int32_t count, float shift, Body body) {
   const F32 df;
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
-  const auto vshift = hn::Set(df, shift), vlimit = hn::Set(df, limit);
-  auto sum = hn::Zero(df);
-  HWY_ALIGN float last[kCandidatePadding];
+  const auto vshift = hn::Set(df, shift);
   int32_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    sum = hn::Add(sum, hn::Min(vlimit, hn::Exp(df, hn::Sub(hn::LoadU(df, values + i), vshift))));
-  }
+  for (; i + lanes <= count; i += lanes) body(i, hn::Exp(df, hn::Sub(hn::LoadU(df, values + i), vshift)));
   if (i < count) {
-    std::fill(last, last + kCandidatePadding, -kInfinity);
+    HWY_ALIGN float last[kCandidatePadding] = {};
     std::copy(values + i, values + count, last);
     const auto valid = hn::FirstN(df, static_cast<size_t>(count - i));
-    const auto terms = hn::Min(vlimit, hn::Exp(df, hn::Sub(hn::Load(df, last), vshift)));
-    sum = hn::Add(sum, hn::IfThenElseZero(valid, terms));
+    body(i, hn::IfThenElseZero(valid, hn::Exp(df, hn::Sub(hn::Load(df, last), vshift))));
   }
-  return hn::GetLane(hn::SumOfLanes(df, sum));
 }
 
 float log_sum_exp_simd(const float* values, int32_t count) {
+  const F32 df;
   const float shift = largest(values, count);
   if (!std::isfinite(shift)) return shift;
-  return shift + std::log(sum_exp(values, count, shift, kInfinity));
+  auto sum = hn::Zero(df);
+  for_each_exp(values, count, shift, [&](int32_t, F32Vec terms) { sum = hn::Add(sum, terms); });
+  return shift + std::log(hn::GetLane(hn::SumOfLanes(df, sum)));
 }
 
-float expected_key_threshold_simd(const float* scores, int32_t count, float weight, float target) {
-  // At T = largest + 25 at most e^-25 of a token per token is expected; at T = smallest all are.
-  float low = largest(scores, count), high = low + 25.0f;
-  while (low > -kLargestScore && weight * sum_exp(scores, count, low, 1.0f) < target) {
-    high = low;
-    low -= 4.0f;
-    if (weight * static_cast<float>(count) <= target) return -kInfinity;
-    if (high - largest(scores, count) < -200.0f) return -kInfinity;
+float expected_key_threshold_simd(const float* scores, int32_t count, float weight, float target, float* scratch) {
+  const F32 df;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  if (weight * static_cast<float>(count) <= target) return -kInfinity;
+  const float shift = largest(scores, count);
+  if (!std::isfinite(shift)) return -kInfinity;
+  for_each_exp(scores, count, shift, [&](int32_t i, F32Vec terms) { hn::StoreU(terms, df, scratch + i); });
+
+  // Newton's method for sum_i min(1, t exp(a_i - shift)) = goal: concave in t, so t approaches the root from below.
+  const auto one = hn::Set(df, 1.0f);
+  const float goal = target / weight;
+  float t = 0.0f;
+  for (int32_t step = 0; step < 30; ++step) {
+    auto linear0 = hn::Zero(df), linear1 = hn::Zero(df), full0 = hn::Zero(df), full1 = hn::Zero(df);
+    const auto vt = hn::Set(df, t);
+    for (int32_t i = 0; i < count; i += 2 * lanes) {  // the scratch is padded with zeros
+      const auto terms0 = hn::Load(df, scratch + i), terms1 = hn::Load(df, scratch + i + lanes);
+      const auto below0 = hn::Lt(hn::Mul(terms0, vt), one), below1 = hn::Lt(hn::Mul(terms1, vt), one);
+      linear0 = hn::Add(linear0, hn::IfThenElseZero(below0, terms0));
+      linear1 = hn::Add(linear1, hn::IfThenElseZero(below1, terms1));
+      full0 = hn::Add(full0, hn::IfThenZeroElse(below0, one));
+      full1 = hn::Add(full1, hn::IfThenZeroElse(below1, one));
+    }
+    const float linear = hn::GetLane(hn::SumOfLanes(df, hn::Add(linear0, linear1)));
+    const float full = hn::GetLane(hn::SumOfLanes(df, hn::Add(full0, full1)));
+    if (full + linear * t >= 0.97f * goal) break;
+    if (!(linear > 0.0f)) return -kInfinity;  // the other terms are too small for f32
+    t = (goal - full) / linear;
+    if (!std::isfinite(t)) return -kInfinity;
   }
-  for (int32_t step = 0; step < 10; ++step) {
-    const float middle = 0.5f * (low + high);
-    (weight * sum_exp(scores, count, middle, 1.0f) < target ? high : low) = middle;
-  }
-  return low;
+  return shift - std::log(t);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -231,8 +293,9 @@ void random_keys(ListKey key, const int32_t* token_ids, const float* scores, int
 
 float log_sum_exp(const float* values, int32_t count) { return HWY_DYNAMIC_DISPATCH(log_sum_exp_simd)(values, count); }
 
-float expected_key_threshold(const float* scores, int32_t count, float weight, float target) {
-  return HWY_DYNAMIC_DISPATCH(expected_key_threshold_simd)(scores, count, weight, target);
+float expected_key_threshold(const float* scores, int32_t count, float weight, float target, float* scratch) {
+  std::fill_n(scratch + count, 2 * kCandidatePadding, 0.0f);
+  return HWY_DYNAMIC_DISPATCH(expected_key_threshold_simd)(scores, count, weight, target, scratch);
 }
 
 }  // namespace rarefy::cpu

@@ -60,8 +60,10 @@ void random_keys(ListKey key,
 // ln of the sum of exp(values); -inf for no values.
 float log_sum_exp(const float* values, int32_t count);  // [count] f32
 
-// T with weight * sum_i min(1, exp(a_i - T)) = target, to about 2 %: the threshold that `target` keys are expected to exceed.
+// T with weight * sum_i min(1, exp(a_i - T)) = target, to about 3 %: the threshold that `target` keys are expected to exceed.
+// -inf when all tokens together are fewer.
 float expected_key_threshold(const float* scores,  // [count] f32; a, a sample of the tokens
-                             int32_t count, float weight, float target);
+                             int32_t count, float weight, float target,
+                             float* scratch);  // [count + 2 * kCandidatePadding] f32; 64-byte aligned
 
 }  // namespace rarefy::cpu
