@@ -75,6 +75,7 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
   // Tokens are encoded in order, and sequences that share a page share all pages before it: complete pages form a prefix.
   int32_t first_page = num_pages - 1;
   while (first_page > 0 && sequence.encoded_tokens(index_, layer, first_page - 1) < page_size) --first_page;
+  const auto lock = sequence.lock_index(first_page);
 
   const auto tokens_in = [&](int32_t page) { return std::min(page_size, num_tokens - page * page_size); };
   const int32_t num_tasks = (num_pages - first_page) * shape_.num_kv_heads;
