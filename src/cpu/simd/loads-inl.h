@@ -24,6 +24,8 @@ constexpr int32_t kLanes = HWY_MAX_BYTES / sizeof(float);
 
 struct F32Rows {
   using Element = float;
+  static HWY_INLINE VF round_weight(VF weight) { return weight; }
+  // from [kLanes] f32; of the pairs [2 * kLanes]
   static HWY_INLINE VF one(const float* HWY_RESTRICT from) { return hn::LoadU(F32(), from); }
   static HWY_INLINE void pair(const float* HWY_RESTRICT from, VF& first, VF& second) {
     first = one(from);
@@ -31,7 +33,7 @@ struct F32Rows {
   }
   // The same split for a row that is f32 already, and back.
   static HWY_INLINE void pair_f32(const float* HWY_RESTRICT from, VF& first, VF& second) { pair(from, first, second); }
-  static HWY_INLINE void store_pair(VF first, VF second, float* HWY_RESTRICT to) {
+  static HWY_INLINE void store_pair(VF first, VF second, float* HWY_RESTRICT to) {  // to [2 * kLanes] f32
     hn::StoreU(first, F32(), to);
     hn::StoreU(second, F32(), to + kLanes);
   }
@@ -50,6 +52,7 @@ struct F16Rows : F32Rows {
 
 struct Bf16Rows {
   using Element = uint16_t;
+  static HWY_INLINE VF round_weight(VF weight) { return weight; }
   static HWY_INLINE VF one(const Element* HWY_RESTRICT from) {
     const hn::RebindToUnsigned<F32> du;
     return hn::BitCast(F32(), hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(hn::Rebind<uint16_t, F32>(), from))));
@@ -69,7 +72,7 @@ struct Bf16Rows {
 // Four horizontal sums at once: lane j of the result is the sum of vector j.
 HWY_INLINE hn::Vec<F32x4> sum4_blocks(F32x4, hn::Vec<F32x4> v) { return v; }
 template <class D>
-HWY_INLINE hn::Vec<F32x4> sum4_blocks(D d, hn::Vec<D> v) {
+HWY_INLINE hn::Vec<F32x4> sum4_blocks(D, hn::Vec<D> v) {
   const hn::Half<D> half;
   return sum4_blocks(half, hn::Add(hn::UpperHalf(half, v), hn::LowerHalf(half, v)));
 }
