@@ -1,0 +1,109 @@
+#include "arm_counters.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace rarefy::cli {
+namespace {
+
+double root_mean_square(double squares, int64_t count) {
+  return count > 0 ? std::sqrt(squares / static_cast<double>(count)) : 0.0;
+}
+
+}  // namespace
+
+void ArmCounters::add(const RunStats& stats) {
+  ArmCounters other;
+  other.traffic = stats.traffic;
+  other.decode_tokens = stats.decode_tokens;
+  other.decode_seconds = stats.decode_seconds;
+  other.estimated_count = stats.estimated_error.count();
+  other.estimated_squares = stats.estimated_error.mean_square() * static_cast<double>(other.estimated_count);
+  other.audited_count = stats.audit.error.count();
+  other.audited_squares = stats.audit.error.mean_square() * static_cast<double>(other.audited_count);
+  other.audited_max = stats.audit.error.max();
+  other.certificate_pairs = stats.audit.certificate_pairs;
+  other.certificate_covered = stats.audit.certificate_covered;
+  add(other);
+}
+
+void ArmCounters::add(const ArmCounters& other) {
+  traffic.dense_layer_steps += other.traffic.dense_layer_steps;
+  traffic.sparse_layer_steps += other.traffic.sparse_layer_steps;
+  traffic.tokens_read += other.traffic.tokens_read;
+  traffic.tokens_cached += other.traffic.tokens_cached;
+  traffic.row_bytes += other.traffic.row_bytes;
+  traffic.index_bytes += other.traffic.index_bytes;
+  traffic.dense_bytes += other.traffic.dense_bytes;
+  decode_tokens += other.decode_tokens;
+  decode_seconds += other.decode_seconds;
+  estimated_count += other.estimated_count;
+  estimated_squares += other.estimated_squares;
+  audited_count += other.audited_count;
+  audited_squares += other.audited_squares;
+  audited_max = std::max(audited_max, other.audited_max);
+  certificate_pairs += other.certificate_pairs;
+  certificate_covered += other.certificate_covered;
+}
+
+double ArmCounters::estimated_rms() const { return root_mean_square(estimated_squares, estimated_count); }
+double ArmCounters::audited_rms() const { return root_mean_square(audited_squares, audited_count); }
+
+nlohmann::json ArmCounters::to_json() const {
+  return {{"dense_layer_steps", traffic.dense_layer_steps},
+          {"sparse_layer_steps", traffic.sparse_layer_steps},
+          {"tokens_read", traffic.tokens_read},
+          {"tokens_cached", traffic.tokens_cached},
+          {"row_bytes", traffic.row_bytes},
+          {"index_bytes", traffic.index_bytes},
+          {"dense_bytes", traffic.dense_bytes},
+          {"decode_tokens", decode_tokens},
+          {"decode_seconds", decode_seconds},
+          {"estimated_count", estimated_count},
+          {"estimated_squares", estimated_squares},
+          {"audited_count", audited_count},
+          {"audited_squares", audited_squares},
+          {"audited_max", audited_max},
+          {"certificate_pairs", certificate_pairs},
+          {"certificate_covered", certificate_covered}};
+}
+
+ArmCounters ArmCounters::from_json(const nlohmann::json& json) {
+  ArmCounters counters;
+  counters.traffic.dense_layer_steps = json.at("dense_layer_steps");
+  counters.traffic.sparse_layer_steps = json.at("sparse_layer_steps");
+  counters.traffic.tokens_read = json.at("tokens_read");
+  counters.traffic.tokens_cached = json.at("tokens_cached");
+  counters.traffic.row_bytes = json.at("row_bytes");
+  counters.traffic.index_bytes = json.at("index_bytes");
+  counters.traffic.dense_bytes = json.at("dense_bytes");
+  counters.decode_tokens = json.at("decode_tokens");
+  counters.decode_seconds = json.at("decode_seconds");
+  counters.estimated_count = json.at("estimated_count");
+  counters.estimated_squares = json.at("estimated_squares");
+  counters.audited_count = json.at("audited_count");
+  counters.audited_squares = json.at("audited_squares");
+  counters.audited_max = json.at("audited_max");
+  counters.certificate_pairs = json.at("certificate_pairs");
+  counters.certificate_covered = json.at("certificate_covered");
+  return counters;
+}
+
+void ArmCounters::describe(nlohmann::ordered_json& record) const {
+  record["density"] = traffic.density();
+  record["bytes_ratio"] = traffic.bytes_ratio();
+  const int64_t steps = traffic.dense_layer_steps + traffic.sparse_layer_steps;
+  record["dense_step_share"] = steps > 0 ? static_cast<double>(traffic.dense_layer_steps) / static_cast<double>(steps) : 1.0;
+  if (estimated_count > 0) record["estimated_error_rms"] = estimated_rms();
+  if (audited_count > 0) {
+    record["audited_error_rms"] = audited_rms();
+    record["audited_error_max"] = audited_max;
+    record["audited_heads"] = audited_count;
+    if (certificate_pairs > 0) {
+      record["certificate_coverage"] = static_cast<double>(certificate_covered) / static_cast<double>(certificate_pairs);
+    }
+  }
+}
+
+}  // namespace rarefy::cli

@@ -1,0 +1,191 @@
+// rarefy policy explain and rarefy policy list: what a policy means, and what can stand in one.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "failure.h"
+#include "files.h"
+#include "model_flags.h"
+#include "policy_cost.h"
+#include "rarefy/select/registry.h"
+#include "table.h"
+#include "terminal.h"
+#include "verbs.h"
+
+namespace rarefy::cli {
+namespace {
+
+struct ExplainFlags {
+  std::string policy, model, cache_type_k, cache_type_v;
+  int32_t ctx_size = 0;
+  int32_t num_layers = 32, num_q_heads = 32, num_kv_heads = 8, head_dim = 128;
+  bool json = false;
+};
+
+SelectorShape read_shape(const ExplainFlags& flags) {
+  SelectorShape shape;
+  int32_t num_q_heads = flags.num_q_heads;
+  shape.num_layers = flags.num_layers;
+  shape.num_kv_heads = flags.num_kv_heads;
+  shape.head_dim = flags.head_dim;
+  if (!flags.model.empty()) {
+    const ModelConfig config = unwrap(ModelConfig::load(flags.model), ExitCode::bad_input);
+    shape.num_layers = config.num_layers;
+    shape.num_kv_heads = config.num_kv_heads;
+    shape.head_dim = config.head_dim;
+    num_q_heads = config.num_q_heads;
+  }
+  if (num_q_heads % shape.num_kv_heads != 0) {
+    fail(ExitCode::usage, fmt::format("--num-q-heads: expected a multiple of --num-kv-heads ({}), got {}", shape.num_kv_heads,
+                                      num_q_heads));
+  }
+  shape.group = num_q_heads / shape.num_kv_heads;
+  shape.kv_dtype = parse_cache_type(flags.cache_type_k, flags.cache_type_v);
+  return shape;
+}
+
+// Consecutive layers that do the same, one row each.
+std::string layer_table(const PolicyCost& cost) {
+  Table table({"layers", "sink", "local", "by scores", "total"});
+  const auto same = [](const LayerCost& a, const LayerCost& b) { return a.dense == b.dense && a.tokens.total == b.tokens.total; };
+  for (size_t first = 0, last = 0; first < cost.layers.size(); first = last + 1) {
+    last = first;
+    while (last + 1 < cost.layers.size() && same(cost.layers[first], cost.layers[last + 1])) ++last;
+    const LayerCost& layer = cost.layers[first];
+    const std::string name = first == last ? std::to_string(first) : fmt::format("{}-{}", first, last);
+    if (layer.dense) {
+      table.add_row({name, "-", "-", "-", format_count(layer.tokens.total) + " (dense)"});
+    } else {
+      table.add_row({name, format_count(layer.tokens.sink), format_count(layer.tokens.local),
+                     format_count(layer.tokens.selected), format_count(layer.tokens.total)});
+    }
+  }
+  return table.text();
+}
+
+void write_explanation(Output& output, const ExplainFlags& flags, const Policy& policy, const SelectorShape& shape,
+                       const PolicyCost& cost) {
+  output.write(fmt::format("policy       {}\n", policy.to_string()));
+  output.write(fmt::format("shape        {} layers, {} query heads, {} KV heads, head_dim {}, {} cache{}\n", shape.num_layers,
+                           shape.num_kv_heads * shape.group, shape.num_kv_heads, shape.head_dim, to_string(shape.kv_dtype),
+                           flags.model.empty() ? " (assumed; -m takes a model's)" : ""));
+  output.write(fmt::format("context      {} cached tokens\n\n", format_count(flags.ctx_size)));
+  output.write("Tokens of one list (one KV head of one layer, shared by its query heads):\n\n");
+  output.write(layer_table(cost));
+  output.write(fmt::format("\nBytes of one decode step, all layers:\n\n"
+                           "keys and values  {}\n"
+                           "index            {}\n"
+                           "dense attention  {}\n\n"
+                           "density      {:.4f}\n"
+                           "sparsity     {:.1f}x\n"
+                           "bytes_ratio  {:.4f}, which bounds the speed-up of attention at {:.1f}x\n",
+                           format_bytes(cost.row_bytes), format_bytes(cost.index_bytes), format_bytes(cost.dense_bytes),
+                           cost.density(), 1.0 / cost.density(), cost.bytes_ratio(), 1.0 / cost.bytes_ratio()));
+  if (!policy.dense && flags.ctx_size < policy.min_kv_len) {
+    output.write(fmt::format("\nEvery step is dense here: the policy starts at min={} cached tokens.\n", policy.min_kv_len));
+  } else if (!policy.dense && 1.0 / cost.density() < 0.9 * flags.ctx_size / policy.total.tokens(flags.ctx_size)) {
+    output.write(fmt::format("\nLess than 90 % of the {:.1f}x asked for: some layers are dense or read more.\n",
+                             static_cast<double>(flags.ctx_size) / policy.total.tokens(flags.ctx_size)));
+  }
+}
+
+void explain(const ExplainFlags& flags) {
+  const SelectorShape shape = read_shape(flags);
+  const Policy policy = unwrap(Policy::parse(flags.policy), ExitCode::usage);
+  const PolicyCost cost = unwrap(policy_cost(policy, shape, flags.ctx_size), ExitCode::usage);
+  Output output;
+  if (!flags.json) {
+    write_explanation(output, flags, policy, shape, cost);
+    output.commit();
+    return;
+  }
+  nlohmann::ordered_json record = {{"policy", flags.policy},
+                                   {"policy_resolved", policy.to_string()},
+                                   {"kv_len", flags.ctx_size},
+                                   {"num_layers", shape.num_layers},
+                                   {"num_q_heads", shape.num_kv_heads * shape.group},
+                                   {"num_kv_heads", shape.num_kv_heads},
+                                   {"head_dim", shape.head_dim},
+                                   {"kv_dtype", to_string(shape.kv_dtype)},
+                                   {"row_bytes", cost.row_bytes},
+                                   {"index_bytes", cost.index_bytes},
+                                   {"dense_bytes", cost.dense_bytes},
+                                   {"density", cost.density()},
+                                   {"sparsity", 1.0 / cost.density()},
+                                   {"bytes_ratio", cost.bytes_ratio()}};
+  for (const LayerCost& layer : cost.layers) {
+    record["layers"].push_back({{"dense", layer.dense},
+                                {"sink", layer.tokens.sink},
+                                {"local", layer.tokens.local},
+                                {"selected", layer.tokens.selected},
+                                {"total", layer.tokens.total}});
+  }
+  output.write(record.dump() + "\n");
+  output.commit();
+}
+
+void list() {
+  Output output;
+  output.write("Selectors, index=NAME or index=NAME:OPTION (where scores come from)\n\n");
+  for (const SelectorInfo& info : list_selectors()) {
+    output.write(fmt::format("  {:<10} {}\n", info.name, info.description));
+    if (!info.options.empty()) output.write(fmt::format("  {:<10} options: {}\n", "", info.options));
+  }
+  output.write("\nSpending rules, spend=NAME (how the budget goes to tokens, given their scores)\n\n");
+  const std::pair<Spend, const char*> rules[] = {
+      {Spend::priority, "priority sampling on estimated weights; the default. Has a certificate"},
+      {Spend::half, "half of the budget to the best scores, half by priority sampling"},
+      {Spend::top_k, "the best scores and nothing else. No certificate"},
+      {Spend::uniform, "half to the best scores, half drawn evenly from the rest; for comparison"},
+  };
+  for (const auto& [spend, text] : rules) output.write(fmt::format("  {:<10} {}\n", to_string(spend), text));
+  output.write("\nThe whole text form is explained in docs/guide/policies.md; rarefy policy explain POLICY\n"
+               "--ctx-size N shows what one means at a context length.\n");
+  output.commit();
+}
+
+void add_explain(CLI::App& parent) {
+  auto flags = std::make_shared<ExplainFlags>();
+  CLI::App* verb = add_verb(parent, "explain",
+                            "What a policy reads at a context length.\n"
+                            "Tokens per part, index bytes, bytes_ratio and sparsity; nothing is run.",
+                            "  rarefy policy explain 50x --ctx-size 131072\n"
+                            "  rarefy policy explain 'total=0.02 index=sign dense_layers=0' --ctx-size 32768 -m MODEL");
+  verb->add_option("policy", flags->policy, "50x, dense, or a text like 'total=0.02 index=sign'")->required()->type_name("");
+  verb->add_option("-c,--ctx-size", flags->ctx_size, "cached tokens")
+      ->required()
+      ->check(CLI::Range(1, 1 << 30))
+      ->type_name("N");
+  verb->add_option("-m,--model", flags->model, "take the shape from this model's config.json")->type_name("FOLDER");
+  const auto shape_option = [verb](const char* name, int32_t& value, int32_t largest) {
+    verb->add_option(name, value, fmt::format("without -m (default {})", value))
+        ->check(CLI::Range(1, largest))
+        ->excludes("--model")
+        ->type_name("N");
+  };
+  shape_option("--num-layers", flags->num_layers, 4096);
+  shape_option("--num-q-heads", flags->num_q_heads, 4096);
+  shape_option("--num-kv-heads", flags->num_kv_heads, 4096);
+  shape_option("--head-dim", flags->head_dim, 4096);
+  add_cache_type_flags(*verb, flags->cache_type_k, flags->cache_type_v);
+  verb->add_flag("--json", flags->json, "write one JSON object");
+  verb->callback([flags] { explain(*flags); });
+}
+
+}  // namespace
+
+void add_policy(CLI::App& parent) {
+  CLI::App* verb = add_verb(parent, "policy",
+                            "Explain a policy, or list what can stand in one.\n"
+                            "A policy says how many cached tokens a decode step reads and how they are chosen.",
+                            "  rarefy policy list");
+  verb->require_subcommand(1);
+  add_explain(*verb);
+  add_verb(*verb, "list", "Selectors and spending rules.\nNew selectors that register themselves show up here.",
+           "  rarefy policy list")
+      ->callback([] { list(); });
+}
+
+}  // namespace rarefy::cli
