@@ -45,8 +45,8 @@ struct SpendProblem {
 };
 
 struct SpendResult {
-  std::vector<int32_t> token_ids;  // ascending
-  std::vector<double> log_weight;  // same order
+  std::vector<int32_t> token_ids;  // [num_selected] i32; ascending
+  std::vector<double> log_weight;  // [num_selected] f64; same order
   std::vector<double> keys;        // [num_tokens] f64; a - ln u of every token, after the floor
   double top_cut = 0.0;            // smallest score taken by score; -inf if none
   double tau = 0.0;                // the first key that was not taken; -inf if all were

@@ -53,6 +53,7 @@ class ListBuilder {
  private:
   void sample();
   void guess_thresholds();
+  // scores [group, score_stride] f32
   void add_to_sums(const float* scores, int64_t score_stride, int32_t num_tokens, float log_weight);
   void score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores, int64_t score_stride) const;
   void scan_all(std::vector<ScanPart>& parts);

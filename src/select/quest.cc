@@ -62,7 +62,8 @@ class QuestSelector : public Selector {
       row[shape_.head_dim + dim] = std::max(q[dim], 0.0f);
     }
   }
-  void spread(const float* page_scores, int32_t block, float* scores, int64_t score_stride) const {  // page_scores: [group] f32
+  // page_scores [group] f32, scores [group, score_stride] f32
+  void spread(const float* page_scores, int32_t block, float* scores, int64_t score_stride) const {
     for (int32_t query = 0; query < shape_.group; ++query) {
       std::fill_n(scores + query * score_stride + int64_t{block} * kBlockTokens, kBlockTokens, page_scores[query]);
     }

@@ -52,7 +52,8 @@ class RotatedCodeSelector final : public Selector {
   cpu::NibbleTables tables(const std::byte* state) const;  // [query_state_bytes] bytes
 
  private:
-  void encode_token(const float* rotated, int32_t token, std::byte* entry) const;
+  void encode_token(const float* rotated,           // [head_dim] f32
+                    int32_t token, std::byte* entry) const;  // entry [block_bytes] bytes
 
   CodeFormat format_;
   SelectorShape shape_;

@@ -24,7 +24,7 @@ class Rotation {
 
  private:
   std::vector<float> factors_;        // [head_dim] f32
-  std::vector<int32_t> block_sizes_;  // powers of two, descending; they add up to head_dim
+  std::vector<int32_t> block_sizes_;  // [num_blocks] i32; powers of two, descending; they add up to head_dim
 };
 
 }  // namespace rarefy

@@ -25,7 +25,8 @@ constexpr float kNegInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kLn2 = 0.693147181f;
 static_assert(kPrefillRows % kRows == 0);
 
-// c[r][...] (+)= sum_k a[r][k] b[k][...] for kRows rows and kVectors vectors of columns.
+// c[r][...] (+)= sum_k a[r][k] b[k][...] for kRows rows and kVectors vectors of columns:
+// a [kRows, depth] f32, b [depth, kVectors * kLanes] f32, c [kRows, kVectors * kLanes] f32.
 template <int32_t kVectors, bool kAdd>
 HWY_INLINE void multiply_panel(const float* HWY_RESTRICT a, int64_t a_stride, const float* HWY_RESTRICT b, int64_t b_stride,
                                int32_t depth, float* HWY_RESTRICT c, int64_t c_stride) {
@@ -47,7 +48,7 @@ HWY_INLINE void multiply_panel(const float* HWY_RESTRICT a, int64_t a_stride, co
   }
 }
 
-// c [rows, columns] (+)= a [rows, depth] b [depth, columns]; rows a multiple of kRows.
+// c [rows, columns] f32 (+)= a [rows, depth] f32 times b [depth, columns] f32; rows a multiple of kRows.
 template <bool kAdd>
 HWY_NOINLINE void multiply(const float* a, int64_t a_stride, const float* b, int32_t columns, int32_t depth, float* c, int32_t rows) {
   int32_t column = 0;
@@ -63,7 +64,7 @@ HWY_NOINLINE void multiply(const float* a, int64_t a_stride, const float* b, int
   }
 }
 
-// Every 128-bit block of `v` to its own row of `to`, rows `stride` floats apart.
+// Every 128-bit block of `v` to its own row of to [lanes / 4, 4] f32, rows `stride` floats apart.
 HWY_INLINE void store_blocks(F32x4, hn::Vec<F32x4> v, float* HWY_RESTRICT to, int64_t) { hn::StoreU(v, F32x4(), to); }
 template <class D>
 HWY_INLINE void store_blocks(D d, hn::Vec<D> v, float* HWY_RESTRICT to, int64_t stride) {
@@ -72,7 +73,7 @@ HWY_INLINE void store_blocks(D d, hn::Vec<D> v, float* HWY_RESTRICT to, int64_t 
   store_blocks(half, hn::UpperHalf(half, v), to + static_cast<int64_t>(hn::Lanes(d) / 8) * stride, stride);
 }
 
-// Four keys, kLanes dimensions: to[(4 block + j) * kKeyTile + key].
+// Four keys, kLanes dimensions, to [kLanes, kKeyTile] f32: element (dimension, key) of the transposed tile.
 HWY_INLINE void store_transposed(VF k0, VF k1, VF k2, VF k3, float* HWY_RESTRICT to) {
   const F32 d;
   const hn::Repartition<uint64_t, F32> d64;
@@ -85,7 +86,7 @@ HWY_INLINE void store_transposed(VF k0, VF k1, VF k2, VF k3, float* HWY_RESTRICT
   store_blocks(d, hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23)), to + 3 * kKeyTile, kBlockStride);
 }
 
-// Keys of a tile as [head_dim, kKeyTile] f32, values as [kKeyTile, head_dim] f32, both in tile order; zero past num_keys.
+// The keys as [head_dim, kKeyTile] f32, the values as [kKeyTile, head_dim] f32, both in tile order; zero past num_keys.
 template <class Rows>
 void unpack_tile(const PrefillBlock& block, int32_t first_key, int32_t num_keys, float* HWY_RESTRICT keys,
                  float* HWY_RESTRICT values) {
@@ -131,8 +132,8 @@ void unpack_tile(const PrefillBlock& block, int32_t first_key, int32_t num_keys,
   }
 }
 
-// Scores of one row (in units of ln 2) to weights; keys from `visible` on get none. Updates maximum and denominator and
-// rescales the sums where the maximum grew.
+// scores [kKeyTile] f32 of one row (in units of ln 2) to weights; keys from `visible` on get none. Updates maximum [1] f32 and
+// denominator [1] f32 and rescales sums [dim] f32 where the maximum grew.
 HWY_INLINE void soften_row(float* HWY_RESTRICT scores, int32_t visible, float soft_cap, float* HWY_RESTRICT maximum,
                            float* HWY_RESTRICT denominator, float* HWY_RESTRICT sums, int32_t dim) {
   const F32 d;

@@ -59,8 +59,9 @@ struct FilterVectors {
   F32Vec floor_add, floor_min, slope, offset, score_threshold;
 };
 
-// Writes the candidates among 16 tokens, whole vectors at a time; returns how many there are. Compressing in registers and
-// storing everything is faster than a compressing store, which is microcoded on some CPUs.
+// Writes the candidates among 16 tokens to token_ids [16] i32 and kept_scores [16] f32, whole vectors at a time; returns how
+// many there are. Compressing in registers and storing everything is faster than a compressing store, which is microcoded on
+// some CPUs.
 HWY_INLINE int32_t emit(const FilterVectors& constants, ListKey key, hn::Vec<I32> tokens, F32Vec score, hn::Mask<F32> valid,
                         int32_t* token_ids, float* kept_scores) {
   const F32 df;

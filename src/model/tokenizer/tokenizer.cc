@@ -28,7 +28,7 @@ class ToIds final : public mt::PieceSink {
 
  private:
   const mt::TokenModel& token_model_;
-  std::vector<int32_t>& ids_;
+  std::vector<int32_t>& ids_;  // [num_tokens] i32; grows
   mt::WordCache cache_;
 };
 
