@@ -28,16 +28,16 @@ class BlockSource {
   int32_t block_tokens() const { return block_tokens_; }
   int32_t num_blocks() const { return (kv_len() + block_tokens_ - 1) / block_tokens_; }
 
-  // Blocks first, first + stride, ... ; Pre: num_blocks <= kMaxRunBlocks.
-  ScoreBlocks blocks(int32_t first, int32_t stride, int32_t num_blocks, BlockPointers& pointers) const {
+  // Blocks first, first + stride, ... and num_ahead more; Pre: num_blocks + num_ahead <= kMaxRunBlocks.
+  ScoreBlocks blocks(int32_t first, int32_t stride, int32_t num_blocks, int32_t num_ahead, BlockPointers& pointers) const {
     const auto* keys = static_cast<const std::byte*>(view_.keys);
     const auto element_bytes = static_cast<int64_t>(size_of(view_.dtype));
-    for (int32_t i = 0; i < num_blocks; ++i) {
+    for (int32_t i = 0; i < num_blocks + num_ahead; ++i) {
       const int32_t block = first + i * stride;
       pointers.keys[i] = keys + element_bytes * view_.row_offset(0, block * block_tokens_, head_.kv_head);
       pointers.entries[i] = index_ < 0 ? nullptr : sequence_->index_entry(index_, head_.layer, head_.kv_head, block);
     }
-    return {head_, num_blocks, pointers.entries.data(), pointers.keys.data(), view_.token_stride};
+    return {head_, num_blocks, num_ahead, pointers.entries.data(), pointers.keys.data(), view_.token_stride};
   }
 
  private:

@@ -27,7 +27,10 @@ float* score_buffer(AlignedBuffer& buffer, int64_t count) {
 
 void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores, int64_t score_stride) const {
   BlockPointers pointers;
-  const ScoreBlocks blocks = source_->blocks(first_block, stride, num_blocks, pointers);
+  // What follows may be prefetched while these are scored.
+  const int32_t rest = (source_->num_blocks() - 1 - first_block) / stride + 1 - num_blocks;
+  const int32_t num_ahead = std::clamp(rest, 0, std::min(num_blocks, kMaxRunBlocks - num_blocks));
+  const ScoreBlocks blocks = source_->blocks(first_block, stride, num_blocks, num_ahead, pointers);
   problem_.selector->score(state_.data(), blocks, scores, score_stride);
 }
 

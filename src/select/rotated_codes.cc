@@ -57,7 +57,7 @@ void RotatedCodeSelector::encode_token(const float* rotated, int32_t token, std:
       level_square_sum += level * level;
       byte |= code << (j * format_.bits);
     }
-    entry[lane * cpu::kNibbleLaneBytes + token] = static_cast<std::byte>(byte);
+    entry[cpu::nibble_code_offset(lane, token)] = static_cast<std::byte>(byte);
   }
   const Float16 scale = to_float16(std::min(product / level_square_sum, kLargestHalf));
   std::memcpy(entry + num_lanes_ * cpu::kNibbleLaneBytes + 2 * token, &scale.bits, sizeof(scale.bits));
@@ -96,7 +96,7 @@ void RotatedCodeSelector::prepare(HeadId, const float* q, std::byte* state) cons
 }
 
 void RotatedCodeSelector::score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const {
-  cpu::nibble_scores(tables(state), blocks.entries, blocks.num_blocks, scores, score_stride);
+  cpu::nibble_scores(tables(state), blocks.entries, blocks.num_blocks, blocks.num_ahead, scores, score_stride);
 }
 
 namespace {

@@ -65,7 +65,7 @@ struct Case {
     const int64_t used = static_cast<int64_t>(order.size()) * block_tokens;
     const int64_t stride = used + 7;
     std::vector<float> out(static_cast<size_t>(stride * shape.group), -12345.0f);
-    selector->score(state.data(), {{0, 0}, static_cast<int32_t>(order.size()), entries.data(), rows.data(), shape.head_dim},
+    selector->score(state.data(), {{0, 0}, static_cast<int32_t>(order.size()), 0, entries.data(), rows.data(), shape.head_dim},
                     out.data(), stride);
     std::vector<std::vector<float>> result(shape.group, std::vector<float>(static_cast<size_t>(num_blocks) * block_tokens));
     for (int32_t query = 0; query < shape.group; ++query) {
@@ -217,7 +217,7 @@ StoredCodes read_codes(const Case& c, const RotatedCodeSelector& selector, int32
   const int32_t dims_per_nibble = 4 / bits;
   for (int32_t dim = 0; dim < c.shape.head_dim; ++dim) {
     const int32_t nibble_index = dim / dims_per_nibble;
-    const uint32_t byte = entry[nibble_index / 2 * 16 + token % 16];
+    const uint32_t byte = entry[cpu::nibble_code_offset(nibble_index / 2, token % 16)];
     const uint32_t nibble = nibble_index % 2 == 0 ? byte & 15u : byte >> 4;
     result.codes.push_back(static_cast<int32_t>((nibble >> (dim % dims_per_nibble * bits)) & ((1u << bits) - 1u)));
   }
@@ -275,7 +275,7 @@ TEST_P(RotatedCodes, CodesScalesAndScoresMatchTheReference) {
       const auto* entry = reinterpret_cast<const uint8_t*>(c.entry(token / 16));
       int32_t sum = 0;
       for (int32_t lane = 0; lane < tables.num_lanes; ++lane) {
-        const uint32_t byte = entry[lane * 16 + token % 16];
+        const uint32_t byte = entry[cpu::nibble_code_offset(lane, token % 16)];
         sum += low[lane * 16 + (byte & 15u)] + high[lane * 16 + (byte >> 4)] - 2 * cpu::kNibbleTableMiddle;
       }
       const float expected = static_cast<float>(stored.scale) * (static_cast<float>(sum) * tables.steps[query]);
@@ -327,7 +327,7 @@ TEST(RotatedCodeEdges, ZeroKeysZeroQueriesAndNanQueriesAreHarmless) {
     selector->prepare({0, 0}, q.data(), state.reserve(selector->query_state_bytes()));
     const std::byte* entries[] = {entry.data()};
     std::vector<float> scores(2 * 16, kNan);
-    selector->score(state.data(), {{0, 0}, 1, entries, nullptr, 0}, scores.data(), 16);
+    selector->score(state.data(), {{0, 0}, 1, 0, entries, nullptr, 0}, scores.data(), 16);
     for (int32_t token = 0; token < 16; ++token) EXPECT_EQ(scores[token], 0.0f);
   }
 }

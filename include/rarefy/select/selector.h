@@ -48,8 +48,9 @@ struct BlockKeys {
 struct ScoreBlocks {
   HeadId head;
   int32_t num_blocks = 0;
-  const std::byte* const* entries = nullptr;  // [num_blocks] pointers to [block_bytes] bytes
-  const void* const* keys = nullptr;  // [num_blocks] pointers to [block_tokens, head_dim] kv_dtype; rows key_token_stride elements apart
+  int32_t num_ahead = 0;  // more pointers behind the last block, to what is scored next: prefetch them or ignore them
+  const std::byte* const* entries = nullptr;  // [num_blocks + num_ahead] pointers to [block_bytes] bytes
+  const void* const* keys = nullptr;  // [num_blocks + num_ahead] pointers to [block_tokens, head_dim] kv_dtype; rows key_token_stride elements apart
   int64_t key_token_stride = 0;
 };
 

@@ -15,16 +15,25 @@ namespace rarefy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Registers: a tile of kTileQueries x kTileBlocks needs 2 sums each, plus 4 codes per block: 32 registers hold 4 x 2, 16 hold 2 x 1.
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_NEON
+// AVX-512 with VBMI and VNNI: one shuffle looks up four lanes, one dot product adds them up.
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+#define RAREFY_NIBBLE_VNNI 1
+#else
+#define RAREFY_NIBBLE_VNNI 0
+#endif
+
+// Registers: a tile of kTileQueries x kTileBlocks needs one or two sums each, plus codes: 32 registers hold 4 x 2, 16 hold 2 x 1.
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || HWY_TARGET == HWY_NEON
 constexpr int32_t kTileQueries = 4, kTileBlocks = 2;
 #else
 constexpr int32_t kTileQueries = 2, kTileBlocks = 1;
 #endif
-constexpr int32_t kRunBlocks = 16;    // sums of a run stay in the L1 cache: 8 KiB for 16 queries
-constexpr int32_t kPrefetchBlocks = 12;  // ahead of the block being scored: 3.4 KiB of sign codes at head_dim 128
+// Blocks scored at a time; the next run is prefetched meanwhile: 16 x 288 bytes of sign codes at head_dim 128.
+constexpr int32_t kRunBlocks = 16;
 
-#if HWY_TARGET == HWY_SCALAR
+#if RAREFY_NIBBLE_VNNI
+// score_tile below.
+#elif HWY_TARGET == HWY_SCALAR
 
 // Sums of table entries for kQueries queries and kBlocks blocks.
 template <int32_t kQueries, int32_t kBlocks>
@@ -37,7 +46,7 @@ void sum_tile(const uint8_t* tables, int32_t num_lanes, const std::byte* const* 
       const std::byte* entry = entries[token / kNibbleBlockTokens];  // [nibble_block_bytes] bytes
       uint32_t sum = 0;
       for (int32_t lane = 0; lane < num_lanes; ++lane) {
-        const auto codes = static_cast<uint32_t>(entry[lane * kNibbleLaneBytes + token % kNibbleBlockTokens]);
+        const auto codes = static_cast<uint32_t>(entry[nibble_code_offset(lane, token % kNibbleBlockTokens)]);
         sum += low[lane * kNibblePatterns + (codes & 15u)] + high[lane * kNibblePatterns + (codes >> 4)];
       }
       sums[query * query_stride + token] = static_cast<uint16_t>(sum);
@@ -52,9 +61,47 @@ using Words = hn::Repartition<uint16_t, Bytes>;
 using ByteVec = hn::Vec<Bytes>;
 using WordVec = hn::Vec<Words>;
 
+constexpr int32_t kRowBytes = kNibbleLaneMultiple * kNibbleLaneBytes;
+#if HWY_TARGET == HWY_AVX3
+constexpr int32_t kRowVectors = 1;
+#elif HWY_TARGET == HWY_AVX2
+constexpr int32_t kRowVectors = 2;
+#else
+constexpr int32_t kRowVectors = 4;
+#endif
+
+// Four interleaved lanes as vectors of whole lanes, in order.
+HWY_INLINE void load_row(const uint8_t* codes, ByteVec* lanes) {  // codes: [64] u8; lanes: [kRowVectors]
+  const Bytes d8;
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+  // Within 16 bytes: from [token][lane] to [lane][token], one 32-bit element per lane.
+  HWY_ALIGN static constexpr uint8_t kTranspose[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  const hn::Repartition<uint32_t, Bytes> d32;
+  const ByteVec transpose = hn::LoadDup128(d8, kTranspose);
+#if HWY_TARGET == HWY_AVX3
+  HWY_ALIGN static constexpr uint32_t kGather[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  const auto quads = hn::BitCast(d32, hn::TableLookupBytes(hn::LoadU(d8, codes), transpose));
+  lanes[0] = hn::BitCast(d8, hn::TableLookupLanes(quads, hn::SetTableIndices(d32, kGather)));
+#else
+  // Lanes 0 and 2 in the lower half, 1 and 3 in the upper one; then 8 tokens of the first vector and 8 of the second.
+  HWY_ALIGN static constexpr uint32_t kGather[8] = {0, 4, 2, 6, 1, 5, 3, 7};
+  const hn::Repartition<uint64_t, Bytes> d64;
+  const auto gather = hn::SetTableIndices(d32, kGather);
+  const auto first = hn::BitCast(d32, hn::TableLookupBytes(hn::LoadU(d8, codes), transpose));
+  const auto second = hn::BitCast(d32, hn::TableLookupBytes(hn::LoadU(d8, codes + 32), transpose));
+  const auto first64 = hn::BitCast(d64, hn::TableLookupLanes(first, gather));
+  const auto second64 = hn::BitCast(d64, hn::TableLookupLanes(second, gather));
+  lanes[0] = hn::BitCast(d8, hn::InterleaveLower(d64, first64, second64));
+  lanes[1] = hn::BitCast(d8, hn::InterleaveUpper(d64, first64, second64));
+#endif
+#else
+  hn::LoadInterleaved4(d8, codes, lanes[0], lanes[1], lanes[2], lanes[3]);
+#endif
+}
+
 // Adds the 16-byte lanes of a vector.
 HWY_INLINE hn::Vec<hn::FixedTag<uint16_t, 8>> sum_lanes(WordVec v) {
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+#if HWY_TARGET == HWY_AVX3
   const hn::Half<Words> d256;
   const hn::Half<decltype(d256)> d128;
   const auto half = hn::Add(hn::LowerHalf(d256, v), hn::UpperHalf(d256, v));
@@ -67,64 +114,71 @@ HWY_INLINE hn::Vec<hn::FixedTag<uint16_t, 8>> sum_lanes(WordVec v) {
 #endif
 }
 
+// Sums of one query and block. Table entries are added in bytes four at a time (at most 4 x 62), then in words.
+struct Sums {
+  WordVec all;   // byte pairs as words: even byte + 256 * odd byte, modulo 65536
+  WordVec high;  // the odd bytes
+
+  HWY_INLINE void add(ByteVec four_entries) {
+    const WordVec words = hn::BitCast(Words(), four_entries);
+    all = hn::Add(all, words);
+    high = hn::Add(high, hn::ShiftRight<8>(words));
+  }
+};
+
+// Adds kRows rows of codes (1 or 2) to the sums of a tile.
+template <int32_t kQueries, int32_t kBlocks, int32_t kRows>
+HWY_INLINE void add_rows(const uint8_t* tables, int64_t half_bytes, const std::byte* const* entries, int64_t at,
+                         Sums (&sums)[kQueries][kBlocks]) {
+  constexpr int32_t kVectors = kRows * kRowVectors;
+  const Bytes d8;
+  const Words d16;
+  const int64_t vector_bytes = static_cast<int64_t>(hn::Lanes(d8));
+  const auto low_mask = hn::Set(d8, 0x0f);
+  ByteVec low[kBlocks][kVectors], high[kBlocks][kVectors];
+  for (int32_t block = 0; block < kBlocks; ++block) {
+    for (int32_t row = 0; row < kRows; ++row) {
+      load_row(reinterpret_cast<const uint8_t*>(entries[block]) + at + row * kRowBytes, low[block] + row * kRowVectors);
+    }
+    for (int32_t i = 0; i < kVectors; ++i) {
+      high[block][i] = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, low[block][i]))), low_mask);
+      low[block][i] = hn::And(low[block][i], low_mask);
+    }
+  }
+  for (int32_t query = 0; query < kQueries; ++query) {
+    const uint8_t* table = tables + query * 2 * half_bytes + at;
+    for (int32_t i = 0; i < kVectors; i += 2) {
+      const ByteVec low0 = hn::Load(d8, table + i * vector_bytes), high0 = hn::Load(d8, table + half_bytes + i * vector_bytes);
+      for (int32_t block = 0; block < kBlocks; ++block) {
+        ByteVec sum = hn::Add(hn::TableLookupBytes(low0, low[block][i]), hn::TableLookupBytes(high0, high[block][i]));
+        if (i + 1 < kVectors) {
+          const uint8_t* next = table + (i + 1) * vector_bytes;
+          sum = hn::Add(sum, hn::Add(hn::TableLookupBytes(hn::Load(d8, next), low[block][i + 1]),
+                                     hn::TableLookupBytes(hn::Load(d8, next + half_bytes), high[block][i + 1])));
+        }
+        sums[query][block].add(sum);
+      }
+    }
+  }
+}
+
 // Sums of table entries for kQueries queries and kBlocks blocks.
 template <int32_t kQueries, int32_t kBlocks>
 HWY_INLINE void sum_tile(const uint8_t* tables, int32_t num_lanes, const std::byte* const* entries,
                          uint16_t* sums, int64_t query_stride) {  // sums: [kQueries, query_stride] u16; 16 per block
-  const Bytes d8;
-  const Words d16;
-  const int64_t vector_bytes = static_cast<int64_t>(hn::Lanes(d8));
   const int64_t half_bytes = int64_t{num_lanes} * kNibblePatterns;
-  const auto low_mask = hn::Set(d8, 0x0f);
-  WordVec all[kQueries][kBlocks];   // byte pairs as words: even byte + 256 * odd byte, modulo 65536
-  WordVec high[kQueries][kBlocks];  // the odd bytes
-  for (int32_t query = 0; query < kQueries; ++query) {
-    for (int32_t block = 0; block < kBlocks; ++block) all[query][block] = high[query][block] = hn::Zero(d16);
+  Sums tile[kQueries][kBlocks];
+  for (auto& row : tile) {
+    for (Sums& sum : row) sum.all = sum.high = hn::Zero(Words());
   }
   int64_t at = 0;
-  for (; at + 2 * vector_bytes <= half_bytes; at += 2 * vector_bytes) {
-    ByteVec low0[kBlocks], high0[kBlocks], low1[kBlocks], high1[kBlocks];
-    for (int32_t block = 0; block < kBlocks; ++block) {
-      const auto* codes = reinterpret_cast<const uint8_t*>(entries[block]) + at;
-      const ByteVec first = hn::LoadU(d8, codes), second = hn::LoadU(d8, codes + vector_bytes);
-      low0[block] = hn::And(first, low_mask);
-      high0[block] = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, first))), low_mask);
-      low1[block] = hn::And(second, low_mask);
-      high1[block] = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, second))), low_mask);
-    }
-    for (int32_t query = 0; query < kQueries; ++query) {
-      const uint8_t* table = tables + query * 2 * half_bytes + at;
-      const ByteVec table_low0 = hn::Load(d8, table), table_high0 = hn::Load(d8, table + half_bytes);
-      const ByteVec table_low1 = hn::Load(d8, table + vector_bytes);
-      const ByteVec table_high1 = hn::Load(d8, table + half_bytes + vector_bytes);
-      for (int32_t block = 0; block < kBlocks; ++block) {
-        const ByteVec sum0 = hn::Add(hn::TableLookupBytes(table_low0, low0[block]), hn::TableLookupBytes(table_high0, high0[block]));
-        const ByteVec sum1 = hn::Add(hn::TableLookupBytes(table_low1, low1[block]), hn::TableLookupBytes(table_high1, high1[block]));
-        const WordVec sum = hn::BitCast(d16, hn::Add(sum0, sum1));  // four entries of at most 62: no byte overflows
-        all[query][block] = hn::Add(all[query][block], sum);
-        high[query][block] = hn::Add(high[query][block], hn::ShiftRight<8>(sum));
-      }
-    }
-  }
-  if (at < half_bytes) {  // an odd number of vectors
-    for (int32_t block = 0; block < kBlocks; ++block) {
-      const ByteVec codes = hn::LoadU(d8, reinterpret_cast<const uint8_t*>(entries[block]) + at);
-      const ByteVec low = hn::And(codes, low_mask);
-      const ByteVec top = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, codes))), low_mask);
-      for (int32_t query = 0; query < kQueries; ++query) {
-        const uint8_t* table = tables + query * 2 * half_bytes + at;
-        const WordVec sum = hn::BitCast(d16, hn::Add(hn::TableLookupBytes(hn::Load(d8, table), low),
-                                                     hn::TableLookupBytes(hn::Load(d8, table + half_bytes), top)));
-        all[query][block] = hn::Add(all[query][block], sum);
-        high[query][block] = hn::Add(high[query][block], hn::ShiftRight<8>(sum));
-      }
-    }
-  }
+  for (; at + 2 * kRowBytes <= half_bytes; at += 2 * kRowBytes) add_rows<kQueries, kBlocks, 2>(tables, half_bytes, entries, at, tile);
+  if (at < half_bytes) add_rows<kQueries, kBlocks, 1>(tables, half_bytes, entries, at, tile);
   const hn::FixedTag<uint16_t, 8> d128;
   for (int32_t query = 0; query < kQueries; ++query) {
     for (int32_t block = 0; block < kBlocks; ++block) {
-      const auto odd = sum_lanes(high[query][block]);
-      const auto even = hn::Sub(sum_lanes(all[query][block]), hn::ShiftLeft<8>(odd));
+      const auto odd = sum_lanes(tile[query][block].high);
+      const auto even = hn::Sub(sum_lanes(tile[query][block].all), hn::ShiftLeft<8>(odd));
       uint16_t* to = sums + query * query_stride + block * kNibbleBlockTokens;
       hn::Store(hn::InterleaveLower(d128, even, odd), d128, to);
       hn::Store(hn::InterleaveUpper(d128, even, odd), d128, to + 8);
@@ -132,7 +186,83 @@ HWY_INLINE void sum_tile(const uint8_t* tables, int32_t num_lanes, const std::by
   }
 }
 
-#endif  // HWY_SCALAR
+#endif  // RAREFY_NIBBLE_VNNI, HWY_SCALAR
+
+// Scales of consecutive tokens from `token` on.
+template <class D>
+HWY_INLINE hn::Vec<D> load_scales(D df, NibbleScale format, const std::byte* scales, int32_t token) {  // [16] f16 or e4m4
+  if (format == NibbleScale::f16) {
+    const hn::Rebind<hwy::float16_t, D> dhalf;
+    return hn::PromoteTo(df, hn::LoadU(dhalf, reinterpret_cast<const hwy::float16_t*>(scales) + token));
+  }
+  const hn::Rebind<int32_t, D> di;
+  const hn::Rebind<uint8_t, D> d8;
+  const auto codes = hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(scales) + token));
+  return hn::BitCast(df, hn::Add(hn::ShiftLeft<19>(codes), hn::Set(di, (127 - kE4m4Bias) << 23)));
+}
+
+#if RAREFY_NIBBLE_VNNI
+
+#if HWY_COMPILER_CLANG
+#define RAREFY_VNNI_ATTR __attribute__((target(HWY_TARGET_STR ",avx512vnni")))
+#else
+#define RAREFY_VNNI_ATTR __attribute__((target("avx512vnni")))
+#endif
+
+// Scores of kQueries queries and kBlocks blocks.
+template <int32_t kQueries, int32_t kBlocks>
+RAREFY_VNNI_ATTR void score_tile(const NibbleTables& queries, int32_t first_query, const std::byte* const* entries,
+                                 float* scores, int64_t score_stride) {  // scores: [kQueries, score_stride] f32
+  const hn::CappedTag<float, kNibbleBlockTokens> df;
+  const int64_t half_bytes = int64_t{queries.num_lanes} * kNibblePatterns;
+  const uint8_t* tables = queries.tables + first_query * 2 * half_bytes;
+  const __m512i low_mask = _mm512_set1_epi8(0x0f), ones = _mm512_set1_epi8(1);
+  const __m512i lane_ids = _mm512_set1_epi32(0x30201000);  // byte j of a token looks into 16 entries from 16 j on
+  constexpr int kAndOr = 0xea;                             // (a & b) | c
+  __m512i sums[kQueries][kBlocks];
+  for (auto& row : sums) {
+    for (auto& sum : row) sum = _mm512_set1_epi32(-kNibbleTableMiddle * 2 * queries.num_lanes);
+  }
+  for (int64_t at = 0; at < half_bytes; at += 64) {
+    __m512i low[kBlocks], high[kBlocks];
+    for (int32_t block = 0; block < kBlocks; ++block) {
+      const __m512i codes = _mm512_loadu_si512(entries[block] + at);
+      low[block] = _mm512_ternarylogic_epi32(codes, low_mask, lane_ids, kAndOr);
+      high[block] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(codes, 4), low_mask, lane_ids, kAndOr);
+    }
+    for (int32_t query = 0; query < kQueries; ++query) {
+      const __m512i low_table = _mm512_load_si512(tables + query * 2 * half_bytes + at);
+      const __m512i high_table = _mm512_load_si512(tables + query * 2 * half_bytes + half_bytes + at);
+      for (int32_t block = 0; block < kBlocks; ++block) {
+        __m512i sum = sums[query][block];
+        sum = _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(low[block], low_table), ones);
+        sums[query][block] = _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(high[block], high_table), ones);
+      }
+    }
+  }
+  for (int32_t block = 0; block < kBlocks; ++block) {
+    const auto scale = load_scales(df, queries.scale_format, entries[block] + half_bytes, 0);
+    for (int32_t query = 0; query < kQueries; ++query) {
+      const hn::Vec<decltype(df)> sum{_mm512_cvtepi32_ps(sums[query][block])};
+      const auto score = hn::Mul(scale, hn::Mul(sum, hn::Set(df, queries.steps[first_query + query])));
+      hn::StoreU(score, df, scores + query * score_stride + int64_t{block} * kNibbleBlockTokens);
+    }
+  }
+}
+
+template <int32_t kQueries>
+void score_run(const NibbleTables& queries, int32_t first_query, const std::byte* const* entries, int32_t num_blocks,
+               float* scores, int64_t score_stride) {
+  int32_t block = 0;
+  for (; block + kTileBlocks <= num_blocks; block += kTileBlocks) {
+    score_tile<kQueries, kTileBlocks>(queries, first_query, entries + block, scores + int64_t{block} * kNibbleBlockTokens, score_stride);
+  }
+  for (; block < num_blocks; ++block) {
+    score_tile<kQueries, 1>(queries, first_query, entries + block, scores + int64_t{block} * kNibbleBlockTokens, score_stride);
+  }
+}
+
+#else
 
 template <int32_t kQueries>
 void sum_run(const uint8_t* tables, int32_t num_lanes, const std::byte* const* entries, int32_t num_blocks, uint16_t* sums,
@@ -146,53 +276,61 @@ void sum_run(const uint8_t* tables, int32_t num_lanes, const std::byte* const* e
   }
 }
 
-// scores = scale * (step * (sum - offset)), with the f16 scales behind the codes of each block.
+// scores = scale * (step * (sum - offset)), with the scales behind the codes of each block.
 void scale_run(const uint16_t* sums,  // [num_blocks, 16] u16
-               const std::byte* const* entries, int32_t num_blocks, int64_t codes_bytes, float step, int32_t offset,
-               float* scores) {
+               const std::byte* const* entries, int32_t num_blocks, int64_t codes_bytes, NibbleScale format, float step,
+               int32_t offset, float* scores) {
   const hn::CappedTag<float, kNibbleBlockTokens> df;
   const hn::Rebind<int32_t, decltype(df)> di;
   const hn::Rebind<uint16_t, decltype(df)> d16;
-  const hn::Rebind<hwy::float16_t, decltype(df)> dhalf;
   const auto vstep = hn::Set(df, step);
   const auto voffset = hn::Set(di, offset);
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
   for (int32_t block = 0; block < num_blocks; ++block) {
-    const auto* scales = reinterpret_cast<const hwy::float16_t*>(entries[block] + codes_bytes);
     for (int32_t token = 0; token < kNibbleBlockTokens; token += lanes) {
       const int64_t at = int64_t{block} * kNibbleBlockTokens + token;
       const auto sum = hn::Sub(hn::PromoteTo(di, hn::LoadU(d16, sums + at)), voffset);
-      const auto scale = hn::PromoteTo(df, hn::LoadU(dhalf, scales + token));
+      const auto scale = load_scales(df, format, entries[block] + codes_bytes, token);
       hn::StoreU(hn::Mul(scale, hn::Mul(hn::ConvertTo(df, sum), vstep)), df, scores + at);
     }
   }
 }
 
-void nibble_scores_simd(const NibbleTables& queries, const std::byte* const* entries, int32_t num_blocks, float* scores,
-                        int64_t score_stride) {
-  HWY_ALIGN uint16_t sums[kTileQueries * kRunBlocks * kNibbleBlockTokens];
+template <int32_t kQueries>
+void score_run(const NibbleTables& queries, int32_t first_query, const std::byte* const* entries, int32_t num_blocks,
+               float* scores, int64_t score_stride) {
+  HWY_ALIGN uint16_t sums[kQueries * kRunBlocks * kNibbleBlockTokens];
   constexpr int64_t kQueryStride = kRunBlocks * kNibbleBlockTokens;
-  const int64_t table_bytes = nibble_table_bytes(queries.num_lanes);
-  const int64_t codes_bytes = int64_t{queries.num_lanes} * kNibbleLaneBytes;
-  const int64_t block_bytes = nibble_block_bytes(queries.num_lanes);
-  const int32_t offset = kNibbleTableMiddle * 2 * queries.num_lanes;
+  const uint8_t* tables = queries.tables + first_query * nibble_table_bytes(queries.num_lanes);
+  sum_run<kQueries>(tables, queries.num_lanes, entries, num_blocks, sums, kQueryStride);
+  for (int32_t query = 0; query < kQueries; ++query) {
+    scale_run(sums + query * kQueryStride, entries, num_blocks, int64_t{queries.num_lanes} * kNibbleLaneBytes,
+              queries.scale_format, queries.steps[first_query + query], kNibbleTableMiddle * 2 * queries.num_lanes,
+              scores + query * score_stride);
+  }
+}
+
+#endif  // RAREFY_NIBBLE_VNNI
+
+void nibble_scores_simd(const NibbleTables& queries, const std::byte* const* entries, int32_t num_blocks, int32_t num_ahead,
+                        float* scores, int64_t score_stride) {
+  const int64_t block_bytes = nibble_block_bytes(queries.num_lanes, queries.scale_format);
   for (int32_t first = 0; first < num_blocks; first += kRunBlocks) {
     const int32_t count = std::min(kRunBlocks, num_blocks - first);
-    for (int32_t ahead = first + kPrefetchBlocks; ahead < std::min(first + kPrefetchBlocks + count, num_blocks); ++ahead) {
+    const int32_t prefetch_end = std::min(first + count + kRunBlocks, num_blocks + num_ahead);
+    for (int32_t ahead = first + kRunBlocks; ahead < prefetch_end; ++ahead) {
       for (int64_t line = 0; line < block_bytes; line += 64) hwy::Prefetch(entries[ahead] + line);
     }
     for (int32_t query = 0; query < queries.num_queries; query += kTileQueries) {
-      const uint8_t* tables = queries.tables + query * table_bytes;
       const int32_t tile = std::min(kTileQueries, queries.num_queries - query);
-      const auto run = tile == 1 ? &sum_run<1> : tile == 2 ? &sum_run<2> : tile == 3 ? &sum_run<3> : &sum_run<4>;
-      run(tables, queries.num_lanes, entries + first, count, sums, kQueryStride);
-      for (int32_t j = 0; j < tile; ++j) {
-        scale_run(sums + j * kQueryStride, entries + first, count, codes_bytes, queries.steps[query + j], offset,
-                  scores + (query + j) * score_stride + int64_t{first} * kNibbleBlockTokens);
-      }
+      const auto run = tile == 1 ? &score_run<1> : tile == 2 ? &score_run<2> : tile == 3 ? &score_run<3> : &score_run<4>;
+      run(queries, query, entries + first, count, scores + query * score_stride + int64_t{first} * kNibbleBlockTokens, score_stride);
     }
   }
 }
+
+#undef RAREFY_NIBBLE_VNNI
+#undef RAREFY_VNNI_ATTR
 
 float make_nibble_table_simd(const float* q, int32_t head_dim, int32_t dims_per_group, const float* coefficients,
                              int32_t num_lanes, uint8_t* table) {
@@ -244,9 +382,9 @@ float make_nibble_table(const float* q, int32_t head_dim, int32_t dims_per_group
   return HWY_DYNAMIC_DISPATCH(make_nibble_table_simd)(q, head_dim, dims_per_group, coefficients, num_lanes, table);
 }
 
-void nibble_scores(const NibbleTables& queries, const std::byte* const* entries, int32_t num_blocks, float* scores,
-                   int64_t score_stride) {
-  HWY_DYNAMIC_DISPATCH(nibble_scores_simd)(queries, entries, num_blocks, scores, score_stride);
+void nibble_scores(const NibbleTables& queries, const std::byte* const* entries, int32_t num_blocks, int32_t num_ahead,
+                   float* scores, int64_t score_stride) {
+  HWY_DYNAMIC_DISPATCH(nibble_scores_simd)(queries, entries, num_blocks, num_ahead, scores, score_stride);
 }
 
 }  // namespace rarefy::cpu
