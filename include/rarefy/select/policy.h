@@ -55,7 +55,7 @@ struct Policy {
   Spend spend = Spend::priority;
   double floor = 0.0;  // m: a share of the estimated probability spread evenly over all tokens, against scores that are far too low
   int32_t min_kv_len = 512;
-  std::vector<LayerOverride> overrides;  // later entries win
+  std::vector<LayerOverride> overrides;  // dense ones win, then later ones
 
   static Expected<Policy> parse(std::string_view text);
   std::string to_string() const;
