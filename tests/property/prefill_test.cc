@@ -40,7 +40,7 @@ void check_prefill(const AttentionCase& description) {
   const ref::AttentionResult expected = ref::prefill_attention(problem, data.prefill_args());
   for (const auto& [name, outputs] : runs) {
     EXPECT_TRUE(matches_oracle({outputs.out, outputs.lse.data(), nullptr, nullptr}, expected, problem.head_dim,
-                               problem.out_dtype, description.kv_lens[0])) << name;
+                               problem.out_dtype, description.kv_lens[0], weight_rounding(name))) << name;
   }
 }
 

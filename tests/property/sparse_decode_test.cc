@@ -177,7 +177,7 @@ TEST(SparseDecode, AHeavyTokenCountsOnceWithWeightZero) {
     std::vector<double> logits(10);
     for (int32_t token = 0; token < 10; ++token) {
       data.token_ids[0] = token;
-      logits[static_cast<size_t>(token)] = run_decode(kOp, name, data).lse[0];
+      logits[static_cast<size_t>(token)] = run_decode(kOp, name, data).lse[0];  // one token: its logit
     }
     for (int32_t token = 0; token < 10; ++token) data.token_ids[static_cast<size_t>(token)] = token;
     data.counts[0] = 10;
@@ -189,8 +189,9 @@ TEST(SparseDecode, AHeavyTokenCountsOnceWithWeightZero) {
       variance += c * c * (1.0 - std::exp(-data.log_weight[i]));
     }
     const DecodeOutputs got = run_decode(kOp, name, data);
-    EXPECT_NEAR(got.lse[0], std::log(denominator), 2e-6) << name;
-    EXPECT_NEAR(got.rel_std[0], std::sqrt(variance) / denominator, 2e-6) << name;
+    const double tolerance = 2e-6 + 2.0 * weight_rounding(name);
+    EXPECT_NEAR(got.lse[0], std::log(denominator), tolerance) << name;
+    EXPECT_NEAR(got.rel_std[0], std::sqrt(variance) / denominator, tolerance) << name;
     data.log_weight[3] = 0.0f;
     data.token_ids[0] = 0;
   }

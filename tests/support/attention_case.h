@@ -97,11 +97,15 @@ struct Got {
   const float* out_rel_std = nullptr;  // [num_rows] f32
 };
 
-// Element-wise, with eps = 2^-24 and n the longest list:
-//   |out - ref| <= eps_out |ref| + c eps (8 + log2 n + 2 logit_scale) A
-// The second term covers the rounding of logits (2 logit_scale), of the weights and of their sums. c = 4; the largest share of
-// the bound in use is recorded as the test property "worst_share".
+// Element-wise, with eps = 2^-24, n the longest list and w the rounding of the weights p_i (2^-9 where an implementation keeps
+// them in bf16, else 0):
+//   |out - ref| <= eps_out |ref| + (c eps (8 + log2 n + 2 logit_scale) + 2 w) A
+// The terms cover the rounding of logits (2 logit_scale), of exponentials and sums, and of the weights in numerator and
+// denominator. The largest share of the bound in use over a test is its recorded property "worst_share".
 ::testing::AssertionResult matches_oracle(const Got& got, const ref::AttentionResult& expected, int32_t head_dim,
-                                          DType out_dtype, int32_t longest_list);
+                                          DType out_dtype, int32_t longest_list, double weight_rounding);
+
+// Rounding of the weights by an implementation.
+double weight_rounding(const std::string& implementation);
 
 }  // namespace rarefy::test

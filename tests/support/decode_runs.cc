@@ -41,7 +41,7 @@ void check_decode(DecodeOp op, const AttentionCase& description) {
       got.rel_std = outputs.rel_std.data();
       got.out_rel_std = outputs.out_rel_std.data();
     }
-    EXPECT_TRUE(matches_oracle(got, expected, problem.head_dim, problem.out_dtype, longest)) << name;
+    EXPECT_TRUE(matches_oracle(got, expected, problem.head_dim, problem.out_dtype, longest, weight_rounding(name))) << name;
   }
 }
 

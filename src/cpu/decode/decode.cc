@@ -120,7 +120,7 @@ class CpuDecode final : public DecodeKernel {
       } else {
         for (int32_t d = 0; d < problem_.head_dim; ++d) converted[d] = load_as_float(args.q, problem_.q_dtype, first + d);
       }
-      functions_.prepare_q(args.kv.dtype, q, args.scale, problem_.head_dim,
+      functions_.prepare_q(args.kv.dtype, q, problem_.head_dim,
                            prepared_q(args, item) + int64_t{row} * problem_.head_dim);
     }
   }
@@ -136,13 +136,30 @@ class CpuDecode final : public DecodeKernel {
     const auto* keys = static_cast<const char*>(kv.keys);
     const auto* values = static_cast<const char*>(kv.values);
     const int32_t count = std::min(kTileTokens, last - first);
-    for (int32_t i = 0; i < count; ++i) {
-      const int32_t token = list.token_ids != nullptr ? list.token_ids[first + i] : first + i;
-      const int64_t offset = (pages[token >> page_shift] * kv.page_stride + (token & (kv.page_size - 1)) * kv.token_stride +
-                              head_offset) * element_bytes;
-      pointers.keys[i] = keys + offset;
-      pointers.values[i] = values + offset;
-      pointers.tokens[i] = token;
+    const auto page_offset = [&](int32_t token) {
+      return (pages[token >> page_shift] * kv.page_stride + head_offset) * element_bytes;
+    };
+    const int64_t token_bytes = kv.token_stride * element_bytes;
+    const int32_t page_mask = kv.page_size - 1;
+    if (list.token_ids != nullptr) {
+      for (int32_t i = 0; i < count; ++i) {
+        const int32_t token = list.token_ids[first + i];
+        const int64_t offset = page_offset(token) + (token & page_mask) * token_bytes;
+        pointers.keys[i] = keys + offset;
+        pointers.values[i] = values + offset;
+        pointers.tokens[i] = token;
+      }
+    } else {
+      for (int32_t i = 0; i < count;) {
+        const int32_t token = first + i;
+        int64_t offset = page_offset(token) + (token & page_mask) * token_bytes;
+        const int32_t end = std::min(count, i + kv.page_size - (token & page_mask));
+        for (; i < end; ++i, offset += token_bytes) {
+          pointers.keys[i] = keys + offset;
+          pointers.values[i] = values + offset;
+          pointers.tokens[i] = first + i;
+        }
+      }
     }
     for (int32_t i = count; i < kTileTokens; ++i) {
       pointers.keys[i] = pointers.keys[count - 1];
@@ -180,6 +197,8 @@ class CpuDecode final : public DecodeKernel {
       tile.num_rows = num_rows_;
       tile.head_dim = problem_.head_dim;
       tile.num_tokens = count;
+      tile.scale = args.scale;
+      tile.q_is_bf16 = problem_.q_dtype == DType::bf16;
       tile.q = prepared_q(args, item);
       tile.keys = buffers[now].keys;
       tile.values = buffers[now].values;
@@ -235,9 +254,16 @@ class CpuDecode final : public DecodeKernel {
 };
 
 template <DecodeOp kOp, size_t kTarget>
-Status supports(const DecodeProblem&) {
+Status supports(const DecodeProblem& problem) {
   const TileFunctions& functions = tile_functions()[kTarget];
-  if ((hwy::SupportedTargets() & functions.target) != 0) return {};
+  if (functions.bf16_products && (problem.kv_dtype != DType::bf16 || problem.head_dim % 32 != 0)) {
+    return Status::unsupported("expected a bf16 cache and head_dim a multiple of 32");
+  }
+  bool available = (hwy::SupportedTargets() & functions.target) != 0;
+#if HWY_ARCH_X86
+  available = available && (!functions.bf16_products || __builtin_cpu_supports("avx512bf16"));
+#endif
+  if (available) return {};
   return Status::unsupported("this machine lacks the instructions of " + std::string(functions.name));
 }
 
@@ -259,7 +285,7 @@ std::vector<Entry> make_list(std::index_sequence<kTargets...>) {
 }  // namespace
 
 std::span<const Entry> decode_implementations(DecodeOp op) {
-  using Targets = std::make_index_sequence<4>;  // as many as cpu/simd/targets.h can name
+  using Targets = std::make_index_sequence<5>;  // as many as tile_functions() can hold
   static const std::vector<Entry> dense = make_list<DecodeOp::dense>(Targets());
   static const std::vector<Entry> sparse = make_list<DecodeOp::sparse>(Targets());
   return op == DecodeOp::dense ? dense : sparse;

@@ -7,6 +7,7 @@
 #define HWY_TARGET_INCLUDE "cpu/decode/tile.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
+#include "cpu/simd/exp-inl.h"
 #include "cpu/simd/loads-inl.h"
 #include "cpu/simd/targets.h"
 #include "hwy/contrib/math/math-inl.h"
@@ -19,9 +20,11 @@ namespace HWY_NAMESPACE {
 // Query rows that share one load of a key or value vector: 4 x 4 sums take half of the 32 registers of AVX-512 and NEON.
 constexpr int32_t kRowBlock = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON ? 4 : 2;
 constexpr float kNegInfinity = -std::numeric_limits<float>::infinity();
+constexpr float kLn2 = 0.693147181f;
 
+// Into the L2 cache: the L1 cache has room for one tile only, and few outstanding misses.
 HWY_INLINE void prefetch_row(const void* row, int64_t bytes) {
-  for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 3);
+  for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
 }
 
 // Scores of kRows query rows and 4 tokens.
@@ -62,7 +65,10 @@ void score_tile(const Tile& tile, float* HWY_RESTRICT scores) {
   const int64_t row_bytes = tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element));
   for (int32_t t = 0; t < tile.num_tokens; t += 4) {
     if (tile.next_keys != nullptr) {
-      for (int32_t j = t; j < t + 4; ++j) prefetch_row(tile.next_keys[j], row_bytes);
+      for (int32_t j = t; j < t + 4; ++j) {
+        prefetch_row(tile.next_keys[j], row_bytes);
+        prefetch_row(tile.next_values[j], row_bytes);
+      }
     }
     int32_t r = 0;
     for (; r + kRowBlock <= tile.num_rows; r += kRowBlock) {
@@ -161,20 +167,23 @@ void norms_tile(const Tile& tile, float* HWY_RESTRICT norms) {
   }
 }
 
-// Scores of one row -> weights relative to the new maximum. Returns the factor for what was summed before.
-HWY_INLINE float soften(const Tile& tile, int32_t row, const float* HWY_RESTRICT log_weight, float* HWY_RESTRICT scores,
+// Dot products of one row -> weights relative to the new maximum. Returns the factor for what was summed before.
+template <class Rows>
+HWY_INLINE float soften(const Tile& tile, int32_t row, const float* HWY_RESTRICT log2_weight, float* HWY_RESTRICT scores,
                         float* HWY_RESTRICT stats) {
   const F32 d;
-  const auto neg_infinity = hn::Set(d, kNegInfinity);
-  auto maximum = neg_infinity;
   for (int32_t t = tile.num_tokens; t < kTileTokens; ++t) scores[t] = kNegInfinity;
+  const auto scale = hn::Set(d, tile.soft_cap > 0.0f ? tile.scale / tile.soft_cap : tile.scale * kLog2E);
+  const auto cap = hn::Set(d, tile.soft_cap * kLog2E);
+  const auto infinity = hn::Set(d, -kNegInfinity);
+  auto maximum = hn::Neg(infinity);
   for (int32_t t = 0; t < kTileTokens; t += kLanes) {
-    auto s = hn::Load(d, scores + t);
-    if (tile.soft_cap > 0.0f) {
-      const auto cap = hn::Set(d, tile.soft_cap);
-      s = hn::IfThenElse(hn::Eq(s, neg_infinity), s, hn::Mul(cap, hn::Tanh(d, hn::Div(s, cap))));
-    }
-    if (log_weight != nullptr) s = hn::Add(s, hn::Load(d, log_weight + t));
+    const auto dot = hn::Load(d, scores + t);
+    auto s = hn::Mul(dot, scale);
+    if (tile.soft_cap > 0.0f) s = hn::Mul(cap, hn::Tanh(d, s));
+    if (log2_weight != nullptr) s = hn::Add(s, hn::Load(d, log2_weight + t));
+    // Entries past the end hold -inf, which a negative scale or the cap would change.
+    s = hn::IfThenElse(hn::Eq(dot, hn::Neg(infinity)), dot, s);
     hn::Store(s, d, scores + t);
     maximum = hn::Max(maximum, s);
   }
@@ -189,14 +198,15 @@ HWY_INLINE float soften(const Tile& tile, int32_t row, const float* HWY_RESTRICT
   const float old_maximum = stats[0];
   const float new_maximum = tile_maximum > old_maximum ? tile_maximum : old_maximum;
   // Nothing visible so far: any finite reference turns -inf into weight 0.
-  const float reference = new_maximum == kNegInfinity ? 0.0f : new_maximum;
-  const float factor = old_maximum == new_maximum ? 1.0f : std::exp(old_maximum - reference);
+  const auto reference = hn::Set(d, new_maximum == kNegInfinity ? 0.0f : new_maximum);
   auto sum = hn::Zero(d);
   for (int32_t t = 0; t < kTileTokens; t += kLanes) {
-    const auto p = hn::Exp(d, hn::Sub(hn::Load(d, scores + t), hn::Set(d, reference)));
+    const auto p = Rows::round_weight(exp2_nonpositive(d, hn::Sub(hn::Load(d, scores + t), reference)));
     hn::Store(p, d, scores + t);
     sum = hn::Add(sum, p);
   }
+  const float factor =
+      old_maximum == new_maximum ? 1.0f : hn::GetLane(exp2_nonpositive(d, hn::Sub(hn::Set(d, old_maximum), reference)));
   stats[0] = new_maximum;
   stats[1] = stats[1] * factor + hn::GetLane(hn::SumOfLanes(d, sum));
   return factor;
@@ -208,17 +218,15 @@ void add_typed_tile(const Tile& tile, const Partial& partial) {
   HWY_ALIGN float scores[kMaxTileRows * kTileTokens];  // [num_rows, kTileTokens] f32
   HWY_ALIGN float rescale[kMaxTileRows];               // [num_rows] f32
   HWY_ALIGN float log_weight[kTileTokens] = {};        // [kTileTokens] f32
+  HWY_ALIGN float log2_weight[kTileTokens] = {};       // [kTileTokens] f32
   if (tile.log_weight != nullptr) {
     for (int32_t t = 0; t < tile.num_tokens; ++t) log_weight[t] = tile.log_weight[t];
+    for (int32_t t = 0; t < tile.num_tokens; ++t) log2_weight[t] = tile.log_weight[t] * kLog2E;
   }
   score_tile<Rows>(tile, scores);
-  const float* weights = tile.log_weight != nullptr ? log_weight : nullptr;
+  const float* weights = tile.log_weight != nullptr ? log2_weight : nullptr;
   for (int32_t r = 0; r < tile.num_rows; ++r) {
-    rescale[r] = soften(tile, r, weights, scores + r * kTileTokens, partial.stats + r * kRowStats);
-  }
-  if (tile.next_values != nullptr) {
-    const int64_t row_bytes = tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element));
-    for (int32_t t = 0; t < kTileTokens; ++t) prefetch_row(tile.next_values[t], row_bytes);
+    rescale[r] = soften<Rows>(tile, r, weights, scores + r * kTileTokens, partial.stats + r * kRowStats);
   }
   value_tile<Rows>(tile, scores, rescale, partial.sum);
   if (!tile.with_variance) return;
@@ -233,7 +241,7 @@ void add_typed_tile(const Tile& tile, const Partial& partial) {
     auto sum = hn::Zero(d), norm_sum = hn::Zero(d);
     for (int32_t t = 0; t < kTileTokens; t += kLanes) {
       const auto p = hn::Load(d, scores + r * kTileTokens + t);
-      const auto w = hn::Mul(hn::Mul(p, p), hn::Load(d, sampled + t));
+      const auto w = Rows::round_weight(hn::Mul(hn::Mul(p, p), hn::Load(d, sampled + t)));
       hn::Store(w, d, scores + r * kTileTokens + t);
       sum = hn::Add(sum, w);
       norm_sum = hn::MulAdd(w, hn::Load(d, norms + t), norm_sum);
@@ -256,7 +264,7 @@ HWY_INLINE void with_rows(DType dtype, const Function& function) {
 }
 
 void add_tile(const Tile& tile, const Partial& partial) {
-  with_rows(tile.kv_dtype, [&](auto rows) { add_typed_tile<decltype(rows)>(tile, partial); });
+  with_rows(tile.kv_dtype, [&](auto rows) HWY_ATTR { add_typed_tile<decltype(rows)>(tile, partial); });
 }
 
 void start(int32_t num_rows, int32_t head_dim, const Partial& partial) {
@@ -272,24 +280,25 @@ void start(int32_t num_rows, int32_t head_dim, const Partial& partial) {
   }
 }
 
-void prepare_q(DType kv_dtype, const float* q, float scale, int32_t head_dim, float* prepared) {
-  with_rows(kv_dtype, [&](auto rows) {
-    const auto factor = hn::Set(F32(), scale);
+void prepare_q(DType kv_dtype, const float* q, int32_t head_dim, float* prepared) {
+  with_rows(kv_dtype, [&](auto rows) HWY_ATTR {
     int32_t i = 0;
     for (; i + 2 * kLanes <= head_dim; i += 2 * kLanes) {
       VF first, second;
       decltype(rows)::pair_f32(q + i, first, second);
-      hn::Store(hn::Mul(first, factor), F32(), prepared + i);
-      hn::Store(hn::Mul(second, factor), F32(), prepared + i + kLanes);
+      hn::Store(first, F32(), prepared + i);
+      hn::Store(second, F32(), prepared + i + kLanes);
     }
-    if (i < head_dim) hn::Store(hn::Mul(hn::LoadU(F32(), q + i), factor), F32(), prepared + i);
+    if (i < head_dim) hn::Store(hn::LoadU(F32(), q + i), F32(), prepared + i);
   });
 }
 
-void finish_row(const FinishRow& row) {
+template <class Rows>
+void finish_typed_row(const FinishRow& row) {
   const F32 d;
   HWY_ALIGN float ordered[256];  // [head_dim] f32; out before rounding
-  float maximum = row.sink;
+  const float sink = row.sink * kLog2E;
+  float maximum = sink;
   for (int32_t split = 0; split < row.num_splits; ++split) {
     const float split_maximum = row.stats[split * row.split_stride];
     maximum = split_maximum > maximum ? split_maximum : maximum;
@@ -302,10 +311,10 @@ void finish_row(const FinishRow& row) {
     return;
   }
   float factors[64];
-  float denominator = std::exp(row.sink - maximum), variance = 0.0f, norm_variance = 0.0f;
+  float denominator = std::exp2(sink - maximum), variance = 0.0f, norm_variance = 0.0f;
   for (int32_t split = 0; split < row.num_splits; ++split) {
     const float* stats = row.stats + split * row.split_stride;
-    const float factor = std::exp(stats[0] - maximum);
+    const float factor = std::exp2(stats[0] - maximum);
     factors[split] = factor;
     denominator += factor * stats[1];
     variance += factor * factor * stats[2];
@@ -313,7 +322,7 @@ void finish_row(const FinishRow& row) {
   }
   const auto scale = hn::Set(d, 1.0f / denominator);
   auto norm = hn::Zero(d), cross = hn::Zero(d);
-  const auto merged = [&](const float* from, int32_t i, bool squared) {
+  const auto merged = [&](const float* from, int32_t i, bool squared) HWY_ATTR {
     auto sum = hn::Zero(d);
     for (int32_t split = 0; split < row.num_splits; ++split) {
       const float factor = squared ? factors[split] * factors[split] : factors[split];
@@ -321,33 +330,31 @@ void finish_row(const FinishRow& row) {
     }
     return sum;
   };
-  const auto account = [&](hn::Vec<F32> out, int32_t i) {
+  const auto account = [&](hn::Vec<F32> out, int32_t i) HWY_ATTR {
     if (row.spread == nullptr) return;
     norm = hn::MulAdd(out, out, norm);
     cross = hn::MulAdd(out, merged(row.spread, i, true), cross);
   };
-  with_rows(row.kv_dtype, [&](auto rows) {
-    int32_t i = 0;
-    for (; i + 2 * kLanes <= row.head_dim; i += 2 * kLanes) {
-      const auto first = hn::Mul(scale, merged(row.sum, i, false));
-      const auto second = hn::Mul(scale, merged(row.sum, i + kLanes, false));
-      account(first, i);
-      account(second, i + kLanes);
-      decltype(rows)::store_pair(first, second, ordered + i);
-    }
-    if (i < row.head_dim) {
-      const auto last = hn::Mul(scale, merged(row.sum, i, false));
-      account(last, i);
-      hn::Store(last, d, ordered + i);
-    }
-  });
+  int32_t i = 0;
+  for (; i + 2 * kLanes <= row.head_dim; i += 2 * kLanes) {
+    const auto first = hn::Mul(scale, merged(row.sum, i, false));
+    const auto second = hn::Mul(scale, merged(row.sum, i + kLanes, false));
+    account(first, i);
+    account(second, i + kLanes);
+    Rows::store_pair(first, second, ordered + i);
+  }
+  if (i < row.head_dim) {
+    const auto last = hn::Mul(scale, merged(row.sum, i, false));
+    account(last, i);
+    hn::Store(last, d, ordered + i);
+  }
   if (row.out_dtype == DType::f32) {
     float* out = static_cast<float*>(row.out);
-    for (int32_t i = 0; i < row.head_dim; i += kLanes) hn::StoreU(hn::Load(d, ordered + i), d, out + i);
+    for (i = 0; i < row.head_dim; i += kLanes) hn::StoreU(hn::Load(d, ordered + i), d, out + i);
   } else {
-    for (int32_t i = 0; i < row.head_dim; ++i) store_from_float(row.out, row.out_dtype, i, ordered[i]);
+    for (i = 0; i < row.head_dim; ++i) store_from_float(row.out, row.out_dtype, i, ordered[i]);
   }
-  if (row.lse != nullptr) *row.lse = maximum + std::log(denominator);
+  if (row.lse != nullptr) *row.lse = maximum * kLn2 + std::log(denominator);
   if (row.rel_std != nullptr) *row.rel_std = std::sqrt(variance) / denominator;
   if (row.out_rel_std == nullptr) return;
   const float norm2 = hn::GetLane(hn::SumOfLanes(d, norm));
@@ -355,9 +362,17 @@ void finish_row(const FinishRow& row) {
   *row.out_rel_std = out_variance > 0.0f ? std::sqrt(out_variance / norm2) / denominator : 0.0f;
 }
 
+void finish_row(const FinishRow& row) {
+  with_rows(row.kv_dtype, [&](auto rows) HWY_ATTR { finish_typed_row<decltype(rows)>(row); });
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace rarefy::cpu
 HWY_AFTER_NAMESPACE();
+
+#if HWY_TARGET == HWY_AVX3
+#include "cpu/decode/tile_bf16-inl.h"
+#endif
 #endif  // HWY_TARGET != HWY_SCALAR
 
 #if HWY_ONCE
@@ -365,8 +380,12 @@ namespace rarefy::cpu {
 
 std::span<const TileFunctions> tile_functions() {
 #define RAREFY_ENTRY(lower, UPPER) \
-  {"cpu_" #lower, HWY_##UPPER, N_##UPPER::prepare_q, N_##UPPER::start, N_##UPPER::add_tile, N_##UPPER::finish_row},
-  static const TileFunctions table[] = {RAREFY_FOREACH_SIMD(RAREFY_ENTRY)};
+  {"cpu_" #lower, HWY_##UPPER, false, N_##UPPER::prepare_q, N_##UPPER::start, N_##UPPER::add_tile, N_##UPPER::finish_row},
+  static const TileFunctions table[] = {
+#if HWY_TARGETS & HWY_AVX3
+      {"cpu_avx3_bf16", HWY_AVX3, true, N_AVX3::prepare_q_bf16, N_AVX3::start, N_AVX3::add_tile_bf16, N_AVX3::finish_row_bf16},
+#endif
+      RAREFY_FOREACH_SIMD(RAREFY_ENTRY)};
 #undef RAREFY_ENTRY
   return table;
 }

@@ -1,8 +1,8 @@
 // The vector part of decode attention: one tile of tokens against the query rows that share it, and the merge of partial
 // results. tile.cc compiles it for every Highway target; decode.cc splits the work and calls it through this table.
 //
-// Vectors of a bf16 cache are taken apart into even and odd elements (one shift and one mask instead of two widenings), so
-// q, sums and spreads are kept in that order ("tile order") and put back by finish_row.
+// Queries, sums and spreads are kept in the order that suits the loads of the cache's type ("tile order", cpu/simd/loads-inl.h
+// and tile_bf16-inl.h) and put back by finish_row. Logits inside a tile are in units of ln 2, so that exp is exp2.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,9 @@ struct Partial {
 struct Tile {
   DType kv_dtype = DType::bf16;
   int32_t num_rows = 0, head_dim = 0, num_tokens = 0;  // num_tokens: 1 .. kTileTokens
-  const float* q = nullptr;              // [num_rows, head_dim] f32; scaled, tile order
+  float scale = 1.0f;                    // of q . k
+  bool q_is_bf16 = false;                // every q is exact in bf16
+  const float* q = nullptr;              // [num_rows, head_dim] f32; as prepare_q wrote it
   const void* const* keys = nullptr;     // [kTileTokens] pointers to [head_dim] kv_dtype; entries past num_tokens repeat the last
   const void* const* values = nullptr;   // [kTileTokens] pointers to [head_dim] kv_dtype; likewise
   const void* const* next_keys = nullptr;    // [kTileTokens] pointers; rows to prefetch, nullable
@@ -56,13 +58,13 @@ struct FinishRow {
 };
 
 struct TileFunctions {
-  const char* name;  // "cpu_avx3"
-  int64_t target;    // Highway's bit
-  // One row of queries times `scale`, in tile order.
+  const char* name;   // "cpu_avx3"
+  int64_t target;     // Highway's bit
+  bool bf16_products; // multiplies in bf16 (AVX512_BF16): bf16 caches with head_dim a multiple of 32 only
   void (*prepare_q)(DType kv_dtype,
-                    const float* q,  // [head_dim] f32
-                    float scale, int32_t head_dim,
-                    float* prepared);  // [head_dim] f32
+                    const float* q,    // [head_dim] f32
+                    int32_t head_dim,
+                    float* prepared);  // [head_dim] f32; opaque
   void (*start)(int32_t num_rows, int32_t head_dim, const Partial& partial);
   void (*add_tile)(const Tile& tile, const Partial& partial);
   void (*finish_row)(const FinishRow& row);

@@ -17,7 +17,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 constexpr float kLog2E = 1.44269504f;
 
 // x = n + f with |f| <= 1/2. Adding 1.5 * 2^23 rounds to the integer n and leaves it in the low mantissa bits, from where it
-// goes straight to the exponent. The polynomial (relative error 9.2e-8, fitted by reweighted least squares) is 1 at f = 0, so the largest token has weight exactly 1.
+// goes straight to an exponent. The polynomial (relative error 9.2e-8, fitted by reweighted least squares) is 1 at f = 0, so
+// the largest token has weight exactly 1. NaN stays NaN: a product, not an addition of exponents, joins the two factors.
 template <class D>
 HWY_INLINE hn::Vec<D> exp2_nonpositive(D d, hn::Vec<D> x) {
   const hn::RebindToSigned<D> di;
@@ -30,8 +31,9 @@ HWY_INLINE hn::Vec<D> exp2_nonpositive(D d, hn::Vec<D> x) {
   p = hn::MulAdd(p, f, hn::Set(d, 0.240222421f));
   p = hn::MulAdd(p, f, hn::Set(d, 0.693146978f));
   p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
-  const auto normal = hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), normal);
+  // The low byte of the bits of 1.5 * 2^23 is 0: adding the bias 127 and shifting drops everything but n.
+  const auto power = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(hn::BitCast(di, shifted), hn::Set(di, 127))));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Mul(p, power));
 }
 
 }  // namespace HWY_NAMESPACE
