@@ -13,7 +13,8 @@ namespace {
 // RAREFY_BENCH_TOKENIZER and RAREFY_BENCH_TEXT name other files.
 rarefy::Tokenizer tokenizer() {
   const char* path = std::getenv("RAREFY_BENCH_TOKENIZER");
-  return *rarefy::Tokenizer::load(path != nullptr ? path : RAREFY_SOURCE_DIR "/tests/golden/tokenizers/llama3.tokenizer.json");
+  return *rarefy::Tokenizer::load(path != nullptr ? path
+                                                  : RAREFY_SOURCE_DIR "/tests/golden/tokenizers/llama3.tokenizer.json");
 }
 
 std::string english(std::size_t num_bytes) {
@@ -35,7 +36,9 @@ void encode(benchmark::State& state, const std::string& text) {
 }
 
 void encode_english(benchmark::State& state) { encode(state, english(1 << 20)); }
-void encode_one_piece(benchmark::State& state) { encode(state, std::string(static_cast<std::size_t>(state.range(0)), 'a')); }
+void encode_one_piece(benchmark::State& state) {
+  encode(state, std::string(static_cast<std::size_t>(state.range(0)), 'a'));
+}
 void load(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(tokenizer());
 }

@@ -55,7 +55,8 @@ TEST_P(TokenizerGolden, EncodesAsTokenizersDoes) {
     EXPECT_EQ(*ids, row[1].get<Ids>()) << row[0].dump(-1, ' ', true);
     const auto plain = tokenizer_->encode(text, {.parse_special = false});
     ASSERT_TRUE(plain) << plain.status().message();
-    EXPECT_EQ(*plain, (row[2].is_null() ? row[1] : row[2]).get<Ids>()) << "special tokens as text: " << row[0].dump(-1, ' ', true);
+    EXPECT_EQ(*plain, (row[2].is_null() ? row[1] : row[2]).get<Ids>())
+        << "special tokens as text: " << row[0].dump(-1, ' ', true);
   }
 }
 
@@ -95,8 +96,8 @@ TEST_P(TokenizerGolden, StreamGivesWholeCharactersThatAddUp) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, TokenizerGolden,
-                         ::testing::Values(Fixture{"llama3", 480}, Fixture{"qwen2", 480}, Fixture{"awkward", 560}, Fixture{"gpt2", 200},
-                                           Fixture{"cased", 180}, Fixture{"characters", 140}),
+                         ::testing::Values(Fixture{"llama3", 480}, Fixture{"qwen2", 480}, Fixture{"awkward", 560},
+                                           Fixture{"gpt2", 200}, Fixture{"cased", 180}, Fixture{"characters", 140}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 // Every code point, every class: this is where Unicode versions and dialects differ.

@@ -10,8 +10,8 @@ namespace rarefy::model::tokenizer {
 namespace {
 
 bool is_white_space(uint32_t c) {
-  return (c >= 0x9 && c <= 0xd) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 ||
-         c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+  return (c >= 0x9 && c <= 0xd) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
+         c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 bool continues_character(char c) { return (static_cast<uint8_t>(c) & 0xc0) == 0x80; }
@@ -118,8 +118,8 @@ Expected<AddedTokens> AddedTokens::parse(const Json* value, std::string_view pla
     // As in `tokenizers`, such a token decodes to its normalised content.
     const bool clashes = (holder != nullptr && *holder != token.content) || (model_id >= 0 && model_id != token.id);
     if (clashes || !added.vocabulary_.add(token.content, token.id, pattern)) {
-      return Status::data_loss(token_place + ": expected an id and a content of its own, got " + std::to_string(token.id) + " for '" +
-                               brief(token.content) + "', one of which another token has");
+      return Status::data_loss(token_place + ": expected an id and a content of its own, got " + std::to_string(token.id) +
+                               " for '" + brief(token.content) + "', one of which another token has");
     }
     if (token.special) added.special_.insert(token.content);
     any_single_word = any_single_word || token.single_word;
@@ -135,7 +135,8 @@ Expected<AddedTokens> AddedTokens::parse(const Json* value, std::string_view pla
   return added;
 }
 
-Expected<std::vector<Segment>> AddedTokens::split(std::string_view text, Stage stage, bool parse_special, RegexScratch& scratch) const {
+Expected<std::vector<Segment>> AddedTokens::split(std::string_view text, Stage stage, bool parse_special,
+                                                  RegexScratch& scratch) const {
   const PrefixTree& tree = stage == Stage::raw ? raw_ : normalized_;
   std::vector<Segment> segments;
   const auto add_text = [&](std::size_t begin, std::size_t end) {

@@ -17,7 +17,9 @@ struct Bpe::Candidate {
   uint32_t rank;
   int32_t position, id;  // of the left one; of what both become
   // For a heap whose top is the smallest rank, and of these the leftmost.
-  bool operator<(const Candidate& other) const { return rank != other.rank ? rank > other.rank : position > other.position; }
+  bool operator<(const Candidate& other) const {
+    return rank != other.rank ? rank > other.rank : position > other.position;
+  }
 };
 
 Status Bpe::tokenize(std::string_view piece, WordCache& cache, std::vector<int32_t>& ids) const {

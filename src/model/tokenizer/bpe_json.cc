@@ -106,7 +106,8 @@ Status Bpe::read_options(const Json& model, std::string_view place) {
     RAREFY_ASSIGN_OR_RETURN(const std::string token, require_string(model, "unk_token", place));
     unk_id_ = vocabulary_.id(token);
     if (unk_id_ < 0) {
-      return Status::data_loss(std::string(place) + ".unk_token: expected a token of the vocabulary, got '" + brief(token) + "'");
+      return Status::data_loss(std::string(place) + ".unk_token: expected a token of the vocabulary, got '" + brief(token) +
+                               "'");
     }
   }
   return {};

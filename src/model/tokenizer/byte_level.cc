@@ -39,8 +39,8 @@ void append_bytes_of_token(std::string_view token, std::string& out) {
   const std::size_t start = out.size();
   for (std::size_t i = 0; i < token.size();) {
     const Utf8Step step = utf8_step(token.substr(i));
-    const bool known = step.kind == Utf8Step::Kind::character && step.code_point < kNumCharacters &&
-                       kAlphabet.byte[step.code_point] >= 0;
+    const bool known =
+        step.kind == Utf8Step::Kind::character && step.code_point < kNumCharacters && kAlphabet.byte[step.code_point] >= 0;
     if (!known) {
       out.resize(start);
       out.append(token);

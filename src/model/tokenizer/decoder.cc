@@ -16,7 +16,8 @@ Status add_steps(const Json& value, std::string_view place, bool& fused, Decoder
   if (kind == "ByteLevel") {
     // After another step this one would see the whole text instead of tokens.
     if (fused || decoder.byte_level) {
-      return Status::unsupported(std::string(place) + ": expected ByteLevel once and before Fuse; this order is not supported");
+      return Status::unsupported(std::string(place) +
+                                 ": expected ByteLevel once and before Fuse; this order is not supported");
     }
     decoder.byte_level = true;
     return {};
@@ -24,7 +25,8 @@ Status add_steps(const Json& value, std::string_view place, bool& fused, Decoder
   if (kind != "Sequence") return unknown_kind(std::string(place) + ".type", kind, {"ByteLevel", "Fuse", "Sequence"});
   RAREFY_ASSIGN_OR_RETURN(const Json* list, require_array(value, "decoders", place));
   for (std::size_t i = 0; i < list->size(); ++i) {
-    RAREFY_RETURN_IF_ERROR(add_steps((*list)[i], std::string(place) + ".decoders[" + std::to_string(i) + "]", fused, decoder));
+    RAREFY_RETURN_IF_ERROR(
+        add_steps((*list)[i], std::string(place) + ".decoders[" + std::to_string(i) + "]", fused, decoder));
   }
   return {};
 }

@@ -11,7 +11,7 @@
 namespace rarefy::model::tokenizer {
 
 struct Decoder {
-  bool byte_level = false;      // a token's characters stand for bytes; else for themselves
+  bool byte_level = false;     // a token's characters stand for bytes; else for themselves
   std::string_view separator;  // between tokens: a space when the file has no decoder
 
   void append(std::string_view token, std::string& bytes) const;

@@ -36,7 +36,8 @@ void sort_marks(std::vector<utf8proc_int32_t>& code_points) {
     }
     std::size_t end = i;
     while (end < code_points.size() && combining_class(code_points[end]) != 0) ++end;
-    std::stable_sort(code_points.begin() + static_cast<std::ptrdiff_t>(i), code_points.begin() + static_cast<std::ptrdiff_t>(end),
+    std::stable_sort(code_points.begin() + static_cast<std::ptrdiff_t>(i),
+                     code_points.begin() + static_cast<std::ptrdiff_t>(end),
                      [&](auto a, auto b) { return combining_class(a) < combining_class(b); });
     i = end;
   }
@@ -53,9 +54,11 @@ class Nfc final : public Normalizer {
       i += step.num_bytes;
       utf8proc_int32_t parts[8];  // a canonical decomposition has at most 4
       int boundary_class = 0;
-      const auto count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(step.code_point), parts, 8,
-                                                 static_cast<utf8proc_option_t>(UTF8PROC_DECOMPOSE | UTF8PROC_STABLE), &boundary_class);
-      if (count < 0 || count > 8) return Status::internal("NFC: a decomposition of " + std::to_string(count) + " characters");
+      const auto count =
+          utf8proc_decompose_char(static_cast<utf8proc_int32_t>(step.code_point), parts, 8,
+                                  static_cast<utf8proc_option_t>(UTF8PROC_DECOMPOSE | UTF8PROC_STABLE), &boundary_class);
+      if (count < 0 || count > 8)
+        return Status::internal("NFC: a decomposition of " + std::to_string(count) + " characters");
       code_points.insert(code_points.end(), parts, parts + count);
     }
     sort_marks(code_points);
@@ -63,7 +66,8 @@ class Nfc final : public Normalizer {
                                                 static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
     if (count < 0) return Status::internal(std::string("NFC: ") + utf8proc_errmsg(count));
     text.clear();
-    for (utf8proc_ssize_t i = 0; i < count; ++i) append_utf8(static_cast<uint32_t>(code_points[static_cast<std::size_t>(i)]), text);
+    for (utf8proc_ssize_t i = 0; i < count; ++i)
+      append_utf8(static_cast<uint32_t>(code_points[static_cast<std::size_t>(i)]), text);
     return text;
   }
 };

@@ -50,8 +50,8 @@ Expected<PostProcessor> parse_template(const Json& value, std::string_view place
     ++num_texts;
   }
   if (num_texts != 1) {
-    return Status::unsupported(std::string(place) + ".single: expected the text (Sequence A) once, got it " + std::to_string(num_texts) +
-                               " times");
+    return Status::unsupported(std::string(place) + ".single: expected the text (Sequence A) once, got it " +
+                               std::to_string(num_texts) + " times");
   }
   return result;
 }
@@ -65,7 +65,8 @@ Expected<PostProcessor> parse_post_processor(const Json& value, std::string_view
   RAREFY_ASSIGN_OR_RETURN(const std::string kind, require_string(value, "type", place));
   if (kind == "ByteLevel") return result;
   if (kind == "TemplateProcessing") return parse_template(value, place, is_token);
-  if (kind != "Sequence") return unknown_kind(std::string(place) + ".type", kind, {"ByteLevel", "TemplateProcessing", "Sequence"});
+  if (kind != "Sequence")
+    return unknown_kind(std::string(place) + ".type", kind, {"ByteLevel", "TemplateProcessing", "Sequence"});
   RAREFY_ASSIGN_OR_RETURN(const Json* list, require_array(value, "processors", place));
   for (std::size_t i = 0; i < list->size(); ++i) {
     const std::string item_place = std::string(place) + ".processors[" + std::to_string(i) + "]";

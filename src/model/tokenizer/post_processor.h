@@ -17,6 +17,7 @@ struct PostProcessor {
 };
 
 // Kinds: ByteLevel (changes no ids), TemplateProcessing, Sequence; null changes nothing. `is_token` says whether an id exists.
-Expected<PostProcessor> parse_post_processor(const Json& value, std::string_view place, const std::function<bool(int32_t)>& is_token);
+Expected<PostProcessor> parse_post_processor(const Json& value, std::string_view place,
+                                             const std::function<bool(int32_t)>& is_token);
 
 }  // namespace rarefy::model::tokenizer

@@ -11,11 +11,13 @@ namespace rarefy::model::tokenizer {
 namespace {
 
 // What ByteLevel cuts with when it is asked to (use_regex), as GPT-2 did.
-constexpr std::string_view kByteLevelPattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kByteLevelPattern =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 class Split final : public PreTokenizer {
  public:
-  Split(Regex regex, SplitBehavior behavior, bool invert) : regex_(std::move(regex)), behavior_(behavior), invert_(invert) {}
+  Split(Regex regex, SplitBehavior behavior, bool invert)
+      : regex_(std::move(regex)), behavior_(behavior), invert_(invert) {}
 
   Status split(std::string_view text, RegexScratch& scratch, PieceSink& out) const override {
     std::vector<Range> matches;
@@ -86,7 +88,8 @@ Status append_byte_level(const Json& value, std::string_view place, PreTokenizer
 Status append_digits(const Json& value, std::string_view place, PreTokenizers& out) {
   RAREFY_ASSIGN_OR_RETURN(const bool individual, optional_bool(value, "individual_digits", false, place));
   RAREFY_ASSIGN_OR_RETURN(Regex regex, Regex::compile(R"(\p{N})"));
-  out.push_back(std::make_unique<Split>(std::move(regex), individual ? SplitBehavior::isolated : SplitBehavior::contiguous, false));
+  out.push_back(
+      std::make_unique<Split>(std::move(regex), individual ? SplitBehavior::isolated : SplitBehavior::contiguous, false));
   return {};
 }
 
@@ -138,7 +141,8 @@ Expected<PreTokenizers> parse_pre_tokenizers(const Json& value, std::string_view
   return steps;
 }
 
-Status pre_tokenize(std::span<const std::unique_ptr<PreTokenizer>> steps, std::string_view text, RegexScratch& scratch, PieceSink& out) {
+Status pre_tokenize(std::span<const std::unique_ptr<PreTokenizer>> steps, std::string_view text, RegexScratch& scratch,
+                    PieceSink& out) {
   if (text.empty()) return {};
   return Chain(steps, scratch, out).accept(text);
 }

@@ -33,6 +33,7 @@ using PreTokenizers = std::vector<std::unique_ptr<PreTokenizer>>;
 Expected<PreTokenizers> parse_pre_tokenizers(const Json& value, std::string_view place);
 
 // Sends text through all steps.
-Status pre_tokenize(std::span<const std::unique_ptr<PreTokenizer>> steps, std::string_view text, RegexScratch& scratch, PieceSink& out);
+Status pre_tokenize(std::span<const std::unique_ptr<PreTokenizer>> steps, std::string_view text, RegexScratch& scratch,
+                    PieceSink& out);
 
 }  // namespace rarefy::model::tokenizer

@@ -73,8 +73,8 @@ Expected<Regex> Regex::compile_pcre2(std::string_view translated, std::string_vi
   if (translated.size() > kMaxTranslatedBytes) {
     return Status::unsupported("regular expression '" + brief(shown) + "': too many character classes");
   }
-  const std::unique_ptr<pcre2_compile_context, void (*)(pcre2_compile_context*)> context(pcre2_compile_context_create(nullptr),
-                                                                                       pcre2_compile_context_free);
+  const std::unique_ptr<pcre2_compile_context, void (*)(pcre2_compile_context*)> context(
+      pcre2_compile_context_create(nullptr), pcre2_compile_context_free);
   if (context == nullptr) return Status::resource_exhausted("out of memory for a regular expression");
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   pcre2_set_parens_nest_limit(context.get(), kMaxNesting);
@@ -83,10 +83,11 @@ Expected<Regex> Regex::compile_pcre2(std::string_view translated, std::string_vi
   int error = 0;
   PCRE2_SIZE offset = 0;
   Regex regex;
-  regex.code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), options, &error, &offset,
-                                  context.get()));
+  regex.code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), options, &error,
+                                  &offset, context.get()));
   if (regex.code_ == nullptr) {
-    return Status::data_loss("expected a regular expression that compiles, got '" + brief(shown) + "': " + pcre2_message(error));
+    return Status::data_loss("expected a regular expression that compiles, got '" + brief(shown) +
+                             "': " + pcre2_message(error));
   }
   regex.has_jit_ = pcre2_jit_compile(regex.code_.get(), PCRE2_JIT_COMPLETE) == 0;
   return regex;
@@ -99,12 +100,13 @@ Status Regex::find_all(std::string_view text, RegexScratch& scratch, std::vector
   while (at <= text.size()) {
     // The text is known to be UTF-8; checking it again for every match would make the search quadratic.
     const int rc =
-        has_jit_ ? pcre2_jit_match(code_.get(), subject, text.size(), at, 0, scratch.match_data_, scratch.context_)
-                 : pcre2_match(code_.get(), subject, text.size(), at, PCRE2_NO_UTF_CHECK, scratch.match_data_, scratch.context_);
+        has_jit_
+            ? pcre2_jit_match(code_.get(), subject, text.size(), at, 0, scratch.match_data_, scratch.context_)
+            : pcre2_match(code_.get(), subject, text.size(), at, PCRE2_NO_UTF_CHECK, scratch.match_data_, scratch.context_);
     if (rc == PCRE2_ERROR_NOMATCH) break;
     if (rc < 0) {
-      return Status::resource_exhausted("the tokenizer's regular expression gave up at byte " + std::to_string(at) + " of a piece of " +
-                                        std::to_string(text.size()) + " bytes: " + pcre2_message(rc) +
+      return Status::resource_exhausted("the tokenizer's regular expression gave up at byte " + std::to_string(at) +
+                                        " of a piece of " + std::to_string(text.size()) + " bytes: " + pcre2_message(rc) +
                                         "; use a pattern that backtracks less");
     }
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(scratch.match_data_);

@@ -17,13 +17,19 @@ constexpr std::string_view kWhiteSpace =
 constexpr std::string_view kHexDigits = "0-9A-Fa-f";
 // What belongs to words beside letters, marks and digits: connectors, letters that are symbols by category (circled, squared),
 // and, for no reason but history, the superscripts and fractions of Latin-1.
-constexpr std::string_view kOtherWord = R"(\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
+constexpr std::string_view kOtherWord =
+    R"(\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
 
 constexpr std::array<std::string_view, 37> kCategories = {
     "C",  "Cc", "Cf", "Cn", "Co", "Cs", "L",  "Ll", "Lm", "Lo", "Lt", "Lu", "M",  "Mc", "Me", "Mn", "N",  "Nd", "Nl",
     "No", "P",  "Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "S",  "Sc", "Sk", "Sm", "So", "Z",  "Zl", "Zp", "Zs"};
-constexpr std::array<std::pair<std::string_view, std::string_view>, 7> kLongNames = {
-    {{"Letter", "L"}, {"Mark", "M"}, {"Number", "N"}, {"Punctuation", "P"}, {"Symbol", "S"}, {"Separator", "Z"}, {"Other", "C"}}};
+constexpr std::array<std::pair<std::string_view, std::string_view>, 7> kLongNames = {{{"Letter", "L"},
+                                                                                      {"Mark", "M"},
+                                                                                      {"Number", "N"},
+                                                                                      {"Punctuation", "P"},
+                                                                                      {"Symbol", "S"},
+                                                                                      {"Separator", "Z"},
+                                                                                      {"Other", "C"}}};
 
 std::string category_members(std::string_view category) {
   std::string members = "\\p{";
@@ -39,7 +45,8 @@ std::string category_members(std::string_view category) {
 }
 
 std::string word_members() {
-  return category_members("L") + category_members("M") + category_members("Nd") + category_members("Nl") + std::string(kOtherWord);
+  return category_members("L") + category_members("M") + category_members("Nd") + category_members("Nl") +
+         std::string(kOtherWord);
 }
 
 class Translator {
@@ -80,8 +87,8 @@ class Translator {
     at_ += count;
   }
   Status refuse(std::string_view what, std::string_view expected) const {
-    return Status::unsupported("regular expression: expected " + std::string(expected) + ", got '" + brief(what) + "' at byte " +
-                               std::to_string(at_) + " of '" + brief(pattern_) + "'");
+    return Status::unsupported("regular expression: expected " + std::string(expected) + ", got '" + brief(what) +
+                               "' at byte " + std::to_string(at_) + " of '" + brief(pattern_) + "'");
   }
 
   // Writes a set of characters at a place where the pattern has an escape of `count` bytes.
@@ -158,7 +165,8 @@ class Translator {
     if (std::find(kCategories.begin(), kCategories.end(), name) != kCategories.end()) {
       // "Unassigned" and "other" lose the additions that are neither.
       const bool shrinks = name == "C" || name == "Cn";
-      if (shrinks) return refuse(pattern_.substr(at_, count), "a category other than C and Cn, which depend on the Unicode version");
+      if (shrinks)
+        return refuse(pattern_.substr(at_, count), "a category other than C and Cn, which depend on the Unicode version");
       return put_set(count, category_members(name), negated);
     }
     const bool plain = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
@@ -202,11 +210,13 @@ class Translator {
     }
     std::size_t i = 0;
     std::string flags;
-    for (; i < rest.size() && (rest[i] == 'i' || rest[i] == 'm' || rest[i] == '-'); ++i) flags += rest[i] == 'm' ? 's' : rest[i];
+    for (; i < rest.size() && (rest[i] == 'i' || rest[i] == 'm' || rest[i] == '-'); ++i)
+      flags += rest[i] == 'm' ? 's' : rest[i];
     const char end = i < rest.size() ? rest[i] : '\0';
     // Flags that hold for the rest of a group also regroup its alternatives in Oniguruma, except at the very start.
     if (flags.empty() || (end != ':' && !(end == ')' && at_ == 0))) {
-      return refuse(pattern_.substr(at_, 4), "a group of the form (..), (?:..), (?=..), (?!..), (?<=..), (?<!..), (?>..), (?i:..)");
+      return refuse(pattern_.substr(at_, 4),
+                    "a group of the form (..), (?:..), (?=..), (?!..), (?<=..), (?<!..), (?>..), (?i:..)");
     }
     out_ += "(?";
     out_ += flags;
@@ -222,7 +232,8 @@ class Translator {
     }
     if (peek(1) == ',') return refuse(pattern_.substr(at_, close + 1 - at_), "a lower bound: write {0,n}");
     if (close + 1 < pattern_.size() && pattern_[close + 1] == '+') {
-      return refuse(pattern_.substr(at_, close + 2 - at_), "no '+' after an interval, which repeats it in one dialect and not in the other");
+      return refuse(pattern_.substr(at_, close + 2 - at_),
+                    "no '+' after an interval, which repeats it in one dialect and not in the other");
     }
     copy(close + 1 - at_);
     return {};

@@ -51,7 +51,8 @@ std::optional<SplitBehavior> split_behavior(std::string_view name) {
   return std::nullopt;
 }
 
-std::vector<Range> split_ranges(const std::vector<Range>& matches, std::size_t num_bytes, SplitBehavior behavior, bool invert) {
+std::vector<Range> split_ranges(const std::vector<Range>& matches, std::size_t num_bytes, SplitBehavior behavior,
+                                bool invert) {
   std::vector<Part> parts = cover(matches, num_bytes, invert);
   const auto starts_run = [](bool is_match, bool previous) { return is_match && !previous; };
   switch (behavior) {

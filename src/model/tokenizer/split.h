@@ -15,6 +15,7 @@ enum class SplitBehavior { isolated, removed, merged_with_previous, merged_with_
 std::optional<SplitBehavior> split_behavior(std::string_view name);
 
 // The pieces of a text of `num_bytes` with these matches, some perhaps empty; `invert` exchanges matches and the text between.
-std::vector<Range> split_ranges(const std::vector<Range>& matches, std::size_t num_bytes, SplitBehavior behavior, bool invert);
+std::vector<Range> split_ranges(const std::vector<Range>& matches, std::size_t num_bytes, SplitBehavior behavior,
+                                bool invert);
 
 }  // namespace rarefy::model::tokenizer

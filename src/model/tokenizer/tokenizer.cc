@@ -33,8 +33,8 @@ class ToIds final : public mt::PieceSink {
 };
 
 Status unknown_id(int32_t id, int32_t vocab_size) {
-  return Status::invalid_argument("expected ids of tokens, below " + std::to_string(vocab_size) + ", got " + std::to_string(id) +
-                                  ", which is none of this tokenizer");
+  return Status::invalid_argument("expected ids of tokens, below " + std::to_string(vocab_size) + ", got " +
+                                  std::to_string(id) + ", which is none of this tokenizer");
 }
 
 }  // namespace
@@ -48,7 +48,8 @@ Expected<std::unique_ptr<Tokenizer::Impl>> Tokenizer::Impl::parse(const model::J
                                                              token_model->vocabulary(), normalizers));
   std::unique_ptr<Impl> impl(new Impl(std::move(token_model), std::move(added)));
   impl->normalizers_ = std::move(normalizers);
-  RAREFY_ASSIGN_OR_RETURN(impl->pre_tokenizers_, mt::parse_pre_tokenizers(member_or_null(json, "pre_tokenizer"), "pre_tokenizer"));
+  RAREFY_ASSIGN_OR_RETURN(impl->pre_tokenizers_,
+                          mt::parse_pre_tokenizers(member_or_null(json, "pre_tokenizer"), "pre_tokenizer"));
   const auto is_token = [&](int32_t id) { return impl->token(id) != nullptr; };
   RAREFY_ASSIGN_OR_RETURN(impl->post_processor_,
                           mt::parse_post_processor(member_or_null(json, "post_processor"), "post_processor", is_token));
@@ -62,14 +63,15 @@ Expected<std::vector<int32_t>> Tokenizer::Impl::encode(std::string_view text, co
                                     std::to_string(text.size()) + "; encode it in parts");
   }
   if (const auto offset = mt::first_malformed_byte(text)) {
-    return Status::invalid_argument("expected text in UTF-8, got a malformed sequence at byte " + std::to_string(*offset) + " of " +
-                                    std::to_string(text.size()) + "; convert the text, for instance with iconv");
+    return Status::invalid_argument("expected text in UTF-8, got a malformed sequence at byte " + std::to_string(*offset) +
+                                    " of " + std::to_string(text.size()) + "; convert the text, for instance with iconv");
   }
   RAREFY_ASSIGN_OR_RETURN(mt::RegexScratch scratch, mt::RegexScratch::make());
   std::vector<int32_t> ids;
   if (options.add_special_tokens) ids = post_processor_.prefix;
   ToIds pieces(*token_model_, ids);
-  RAREFY_ASSIGN_OR_RETURN(const auto segments, added_.split(text, mt::AddedTokens::Stage::raw, options.parse_special, scratch));
+  RAREFY_ASSIGN_OR_RETURN(const auto segments,
+                          added_.split(text, mt::AddedTokens::Stage::raw, options.parse_special, scratch));
   for (const mt::Segment& segment : segments) {
     if (segment.id >= 0) {
       ids.push_back(segment.id);
@@ -91,7 +93,8 @@ Status Tokenizer::Impl::encode_text(std::string_view text, const EncodeOptions& 
     }
     text = normalized;
   }
-  RAREFY_ASSIGN_OR_RETURN(const auto segments, added_.split(text, mt::AddedTokens::Stage::normalized, options.parse_special, scratch));
+  RAREFY_ASSIGN_OR_RETURN(const auto segments,
+                          added_.split(text, mt::AddedTokens::Stage::normalized, options.parse_special, scratch));
   for (const mt::Segment& segment : segments) {
     if (segment.id >= 0) {
       ids.push_back(segment.id);
@@ -112,7 +115,9 @@ Status Tokenizer::Impl::append_bytes(int32_t id, bool skip_special_tokens, bool&
   return {};
 }
 
-int32_t Tokenizer::Impl::vocab_size() const { return std::max(token_model_->vocabulary().size(), added_.vocabulary().size()); }
+int32_t Tokenizer::Impl::vocab_size() const {
+  return std::max(token_model_->vocabulary().size(), added_.vocabulary().size());
+}
 
 int32_t Tokenizer::Impl::token_to_id(std::string_view token) const {
   const int32_t id = added_.vocabulary().id(token);
