@@ -14,6 +14,8 @@ Expected<std::shared_ptr<const Selector>> make_oracle_selector(const SelectorSha
 Expected<std::shared_ptr<const Selector>> make_quest_selector(const SelectorShape& shape, std::string_view options);
 // One sign per rotated dimension and one scale per token.
 Expected<std::shared_ptr<const Selector>> make_sign_selector(const SelectorShape& shape, std::string_view options);
+// Signs of the difference to the mean of 64 keys.
+Expected<std::shared_ptr<const Selector>> make_centred_sign_selector(const SelectorShape& shape, std::string_view options);
 // A 2-bit code per rotated dimension and one scale per token.
 Expected<std::shared_ptr<const Selector>> make_q2_selector(const SelectorShape& shape, std::string_view options);
 

@@ -24,6 +24,8 @@ class Registry {
     add({"oracle", "", "exact scores from the cached keys; reads all of them"}, make_oracle_selector);
     add({"quest16", "bf16 (default), int8", "element-wise bounds of 16 keys"}, make_quest_selector);
     add({"sign", "", "one sign per rotated dimension, one scale per token"}, make_sign_selector);
+    add({"sign64", "", "signs of the difference to the mean of 64 keys, one scale per token; the default"},
+        make_centred_sign_selector);
     add({"q2", "", "2-bit code per rotated dimension, one scale per token"}, make_q2_selector);
   }
 

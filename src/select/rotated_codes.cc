@@ -13,61 +13,66 @@ namespace {
 constexpr int32_t kMaxHeadDim = 1024;
 constexpr float kLargestHalf = 65504.0f;
 
-int32_t lanes_for(const CodeFormat& format, int32_t head_dim) {
-  const int32_t dims_per_lane = 2 * format.dims_per_group();
-  const int32_t lanes = (head_dim + dims_per_lane - 1) / dims_per_lane;
-  return (lanes + cpu::kNibbleLaneMultiple - 1) / cpu::kNibbleLaneMultiple * cpu::kNibbleLaneMultiple;
-}
-
 // Steps come first in a query state, padded so that the tables behind them are aligned.
 constexpr int64_t kStepBytes = kMaxGroup * sizeof(float);
 static_assert(kStepBytes % 64 == 0);
 
 }  // namespace
 
-RotatedCodeSelector::RotatedCodeSelector(const CodeFormat& format, const SelectorShape& shape)
-    : format_(format), shape_(shape), rotation_(shape.head_dim), num_lanes_(lanes_for(format, shape.head_dim)), coefficients_{} {
-  const uint32_t code_mask = (1u << format_.bits) - 1u;
-  for (int32_t j = 0; j < format_.dims_per_group(); ++j) {
-    for (uint32_t pattern = 0; pattern < cpu::kNibblePatterns; ++pattern) {
-      coefficients_[j * cpu::kNibblePatterns + pattern] = format_.levels[(pattern >> (j * format_.bits)) & code_mask];
-    }
-  }
+int32_t num_code_lanes(const CodeFormat& format, int32_t head_dim) {
+  const int32_t dims_per_lane = 2 * format.dims_per_group();
+  const int32_t lanes = (head_dim + dims_per_lane - 1) / dims_per_lane;
+  return (lanes + cpu::kNibbleLaneMultiple - 1) / cpu::kNibbleLaneMultiple * cpu::kNibbleLaneMultiple;
 }
 
-void RotatedCodeSelector::encode_token(const float* rotated, int32_t token, std::byte* entry) const {
-  const int32_t head_dim = shape_.head_dim;
+std::array<float, 4 * cpu::kNibblePatterns> code_coefficients(const CodeFormat& format) {
+  std::array<float, 4 * cpu::kNibblePatterns> coefficients{};  // [dims_per_group, 16] f32
+  const uint32_t code_mask = (1u << format.bits) - 1u;
+  for (int32_t j = 0; j < format.dims_per_group(); ++j) {
+    for (uint32_t pattern = 0; pattern < cpu::kNibblePatterns; ++pattern) {
+      coefficients[j * cpu::kNibblePatterns + pattern] = format.levels[(pattern >> (j * format.bits)) & code_mask];
+    }
+  }
+  return coefficients;
+}
+
+float encode_codes(const CodeFormat& format, const float* rotated, int32_t head_dim, int32_t num_lanes, int32_t token,
+                   std::byte* entry) {
   float square_sum = 0.0f;
   for (int32_t dim = 0; dim < head_dim; ++dim) square_sum += rotated[dim] * rotated[dim];
-  const float cut = format_.cut * std::sqrt(square_sum / static_cast<float>(head_dim));
+  const float cut = format.cut * std::sqrt(square_sum / static_cast<float>(head_dim));
 
-  const int32_t dims_per_group = format_.dims_per_group();
-  const int32_t dims_per_lane = 2 * dims_per_group;
+  const int32_t dims_per_lane = 2 * format.dims_per_group();
   float product = 0.0f, level_square_sum = 0.0f;
-  for (int32_t lane = 0; lane < num_lanes_; ++lane) {
+  for (int32_t lane = 0; lane < num_lanes; ++lane) {
     uint32_t byte = 0;
     for (int32_t j = 0; j < dims_per_lane; ++j) {
       const int32_t dim = lane * dims_per_lane + j;
       if (dim >= head_dim) break;
       const float value = rotated[dim];
       uint32_t code = value >= 0.0f ? 1u : 0u;
-      if (format_.bits == 2) code = std::abs(value) > cut ? 3u * code : 1u + code;
-      const float level = format_.levels[code];
+      if (format.bits == 2) code = std::abs(value) > cut ? 3u * code : 1u + code;
+      const float level = format.levels[code];
       product += value * level;
       level_square_sum += level * level;
-      byte |= code << (j * format_.bits);
+      byte |= code << (j * format.bits);
     }
     entry[cpu::nibble_code_offset(lane, token)] = static_cast<std::byte>(byte);
   }
-  const Float16 scale = to_float16(std::min(product / level_square_sum, kLargestHalf));
-  std::memcpy(entry + num_lanes_ * cpu::kNibbleLaneBytes + 2 * token, &scale.bits, sizeof(scale.bits));
+  return product / level_square_sum;
 }
+
+RotatedCodeSelector::RotatedCodeSelector(const CodeFormat& format, const SelectorShape& shape)
+    : format_(format), shape_(shape), rotation_(shape.head_dim), num_lanes_(num_code_lanes(format, shape.head_dim)),
+      coefficients_(code_coefficients(format)) {}
 
 void RotatedCodeSelector::encode(HeadId, const BlockKeys& block, std::byte* entry) const {
   std::array<float, kMaxHeadDim> rotated;  // [head_dim] f32
   for (int32_t token = block.first_new; token < block.num_tokens; ++token) {
     rotation_.apply(block.keys + int64_t{token} * shape_.head_dim, rotated.data());
-    encode_token(rotated.data(), token, entry);
+    const float scale = encode_codes(format_, rotated.data(), shape_.head_dim, num_lanes_, token, entry);
+    const Float16 stored = to_float16(std::min(scale, kLargestHalf));
+    std::memcpy(entry + num_lanes_ * cpu::kNibbleLaneBytes + 2 * token, &stored.bits, sizeof(stored.bits));
   }
 }
 

@@ -34,6 +34,14 @@ struct CodeFormat {
 inline constexpr CodeFormat kSignCodes = {"sign", 1, {-1.0f, 1.0f, 0.0f, 0.0f}, 0.0f};
 inline constexpr CodeFormat kTwoBitCodes = {"q2", 2, {-1.5104f, -0.4528f, 0.4528f, 1.5104f}, 0.9816f};
 
+// Lanes of an entry (cpu/select/nibble_scores.h).
+int32_t num_code_lanes(const CodeFormat& format, int32_t head_dim);
+// What make_nibble_table needs: the level of every dimension of a group under every pattern.
+std::array<float, 4 * cpu::kNibblePatterns> code_coefficients(const CodeFormat& format);  // [dims_per_group, 16] f32
+// Writes the codes of one token and returns its scale.
+float encode_codes(const CodeFormat& format, const float* rotated, int32_t head_dim, int32_t num_lanes,  // rotated: [head_dim] f32
+                   int32_t token, std::byte* entry);  // [block_bytes] bytes
+
 class RotatedCodeSelector final : public Selector {
  public:
   RotatedCodeSelector(const CodeFormat& format, const SelectorShape& shape);

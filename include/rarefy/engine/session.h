@@ -26,7 +26,7 @@ namespace rarefy {
 struct EngineOptions {
   int32_t ctx_size = 0;           // longest sequence in tokens; 0 = the model's max_position_embeddings
   DType kv_dtype = DType::bf16;   // f32, f16 or bf16
-  int32_t page_size = 16;         // tokens
+  int32_t page_size = 64;         // tokens; what the default index works on
   int64_t max_tokens = 0;         // cached tokens over all sessions, shared pages counted once; 0 = twice ctx_size
   int32_t prefill_chunk = 512;    // tokens per forward pass of a prefill
 };

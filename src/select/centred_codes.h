@@ -1,0 +1,49 @@
+// sign64: sign codes of the difference to the mean of 64 consecutive keys.
+//
+// Keys of a KV head have much in common (biases, the slow components of RoPE, the topic at hand), and what they share costs sign
+// codes most of their one bit. So every block keeps the mean of its rotated keys in 8 bits per dimension, and the codes describe
+// what is left:
+//
+//   score = q . mean + scale * (R q . signs),   signs = sign(R k - mean),   scale = mean over d of |R k - mean|
+//
+// Bytes per token: head_dim / 8 signs + 1 scale (e4m4) + (head_dim + 4) / 64 for the mean: 10.1 at head_dim 64, 19.1 at 128.
+//
+// While a block fills, its mean is that of its first 16 floor(n / 16) keys (zero below 16): an entry stays a function of the
+// block's keys, and only every sixteenth token re-encodes the others.
+//
+// Entry: f32 step of the mean; [head_dim] u8 mean, 128 + round(mean / step); four blocks of cpu/select/nibble_scores.h.
+#pragma once
+
+#include "select/rotated_codes.h"
+
+namespace rarefy {
+
+class CentredSignSelector final : public Selector {
+ public:
+  static constexpr int32_t kBlockTokens = 64;
+  static constexpr int32_t kMeanTokens = 16;  // the mean moves when so many more tokens are in
+
+  explicit CentredSignSelector(const SelectorShape& shape);
+
+  std::string name() const override { return "sign64"; }
+  int32_t block_tokens() const override { return kBlockTokens; }
+  int64_t block_bytes() const override { return codes_offset() + kCodeBlocks * codes_bytes(); }
+  void encode(HeadId head, const BlockKeys& block, std::byte* entry) const override;  // [block_bytes] bytes
+  size_t query_state_bytes() const override;
+  void prepare(HeadId head, const float* q, std::byte* state) const override;
+  void score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const override;
+
+ private:
+  static constexpr int32_t kCodeBlocks = kBlockTokens / cpu::kNibbleBlockTokens;
+
+  int64_t codes_offset() const { return static_cast<int64_t>(sizeof(float)) + shape_.head_dim; }
+  int64_t codes_bytes() const { return cpu::nibble_block_bytes(num_lanes_, cpu::NibbleScale::e4m4); }
+  void store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const;  // rotated: [num_tokens, head_dim] f32
+
+  SelectorShape shape_;
+  Rotation rotation_;
+  int32_t num_lanes_;
+  alignas(64) std::array<float, 4 * cpu::kNibblePatterns> coefficients_;  // [dims_per_group, 16] f32
+};
+
+}  // namespace rarefy
