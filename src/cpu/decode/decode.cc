@@ -38,8 +38,8 @@ struct List {
 
 // Row addresses of one tile.
 struct Pointers {
-  const void* keys[kTileTokens];
-  const void* values[kTileTokens];
+  const void* keys[kTileTokens];    // [kTileTokens] pointers to [head_dim] kv_dtype
+  const void* values[kTileTokens];  // [kTileTokens] pointers to [head_dim] kv_dtype
   int32_t tokens[kTileTokens];
 };
 

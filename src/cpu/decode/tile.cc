@@ -23,11 +23,11 @@ constexpr float kNegInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kLn2 = 0.693147181f;
 
 // Into the L2 cache: the L1 cache has room for one tile only, and few outstanding misses.
-HWY_INLINE void prefetch_row(const void* row, int64_t bytes) {
+HWY_INLINE void prefetch_row(const void* row, int64_t bytes) {  // row [bytes] bytes
   for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
 }
 
-// Scores of kRows query rows and 4 tokens.
+// scores [kRows, kTileTokens] f32 of kRows query rows, in the columns of 4 tokens.
 template <class Rows, int32_t kRows>
 HWY_INLINE void score_block(const float* HWY_RESTRICT q, int32_t head_dim, const void* const* keys,
                             float* HWY_RESTRICT scores) {
@@ -86,7 +86,8 @@ void score_tile(const Tile& tile, float* HWY_RESTRICT scores) {
   }
 }
 
-// sums[r][d ..] = sums[r][d ..] * rescale[r] + sum_t weights[r][t] * values[t][d ..] for kVectors vectors of elements.
+// sums[r][d ..] = sums[r][d ..] * rescale[r] + sum_t weights[r][t] * values[t][d ..] for kVectors vectors of elements:
+// weights [kRows, kTileTokens] f32, rescale [kRows] f32, sums [kRows, head_dim] f32.
 template <class Rows, int32_t kRows, int32_t kVectors>
 HWY_INLINE void value_block(const void* const* values, int32_t num_tokens, int32_t d, int32_t head_dim,
                             const float* HWY_RESTRICT weights, const float* HWY_RESTRICT rescale, float* HWY_RESTRICT sums) {
@@ -143,7 +144,7 @@ void value_tile(const Tile& tile, const float* weights, const float* rescale, fl
   if (r < tile.num_rows) value_rows<Rows, 1>(tile, weights + r * kTileTokens, rescale + r, sums + r * tile.head_dim);
 }
 
-// |v|^2 of every token.
+// |v|^2 of every token: norms [kTileTokens] f32.
 template <class Rows>
 void norms_tile(const Tile& tile, float* HWY_RESTRICT norms) {
   using Element = typename Rows::Element;
@@ -167,7 +168,8 @@ void norms_tile(const Tile& tile, float* HWY_RESTRICT norms) {
   }
 }
 
-// Dot products of one row -> weights relative to the new maximum. Returns the factor for what was summed before.
+// Dot products of one row (scores [kTileTokens] f32) to weights relative to the new maximum. Returns the factor for what was
+// summed before. log2_weight [num_tokens] f32.
 template <class Rows>
 HWY_INLINE float soften(const Tile& tile, int32_t row, const float* HWY_RESTRICT log2_weight, float* HWY_RESTRICT scores,
                         float* HWY_RESTRICT stats) {
@@ -280,7 +282,7 @@ void start(int32_t num_rows, int32_t head_dim, const Partial& partial) {
   }
 }
 
-void prepare_q(DType kv_dtype, const float* q, int32_t head_dim, float* prepared) {
+void prepare_q(DType kv_dtype, const float* q, int32_t head_dim, float* prepared) {  // prepared [head_dim] f32
   with_rows(kv_dtype, [&](auto rows) HWY_ATTR {
     int32_t i = 0;
     for (; i + 2 * kLanes <= head_dim; i += 2 * kLanes) {

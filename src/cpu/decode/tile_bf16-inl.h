@@ -17,7 +17,7 @@ struct DotRows {
     const auto scaled = hn::Mul(weight, hn::Set(F32(), 65537.0f));
     return hn::Sub(scaled, hn::Sub(scaled, weight));
   }
-  static HWY_INLINE void store_pair(VF first, VF second, float* HWY_RESTRICT to) {
+  static HWY_INLINE void store_pair(VF first, VF second, float* HWY_RESTRICT to) {  // to [2 * kLanes] f32
     const auto low = hn::ConcatLowerLower(F32(), second, first), high = hn::ConcatUpperUpper(F32(), second, first);
     // Blocks (a0 a1 b0 b1) -> (a0 b0 a1 b1).
     hn::StoreU(VF{_mm512_shuffle_f32x4(low.raw, low.raw, 0xd8)}, F32(), to);
