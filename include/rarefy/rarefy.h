@@ -1,0 +1,252 @@
+/* rarefy.h: the C interface of Rarefy, for every language that can call C. C99; needs the C standard headers only.
+
+   A minimal client:
+     rarefy_model* model;  rarefy_engine* engine;  rarefy_session* session;
+     rarefy_model_load("models/rarefy-8m", NULL, &model);
+     rarefy_engine_create(model, NULL, &engine);
+     rarefy_session_create(engine, &session);
+     rarefy_session_prefill(session, tokens, num_tokens, NULL, NULL, NULL, 0);    dense
+     rarefy_session_set_policy(session, "50x");
+     rarefy_session_decode(session, token, logits, vocab_size);                   sparse
+   examples/02_c_interface.c is a whole program.
+
+   Errors. Every function that can fail returns a rarefy_status. rarefy_last_error() then says what was expected, what came and
+   what to do. A NULL handle or a wrong struct_size is an error, never a crash. No function throws, prints, aborts or exits.
+   When a function fails, what its output parameters point to is unchanged unless its comment says otherwise.
+
+   Structs start with struct_size, which the caller sets to sizeof(the struct): later versions add fields at the end and still
+   accept the smaller struct. In options, 0 means the default, so zero a struct, set struct_size and what you need. A NULL
+   options pointer means all defaults.
+
+   Ownership. Handles are owned by the caller, who frees each once; freeing NULL does nothing. They may be freed in any order: a
+   session keeps its engine alive, an engine its model. Buffers belong to the caller and are not kept after the call.
+
+   Threads. Models and engines may be used from several threads at once, a session by one at a time. Sessions of one engine may
+   run in different threads. The log callback and the thread count are process-wide.
+
+   Texts are UTF-8. Sizes of buffers count elements, of texts bytes. Functions that fill a buffer store the needed size in any
+   case; a NULL buffer of size 0 only asks for it, a buffer that is too small is left as it was and gives
+   RAREFY_BUFFER_TOO_SMALL. */
+#ifndef RAREFY_RAREFY_H
+#define RAREFY_RAREFY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __GNUC__
+#define RAREFY_API __attribute__((visibility("default")))
+#else
+#define RAREFY_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* --- Version ------------------------------------------------------------------------------------------------------------ */
+
+#define RAREFY_VERSION_MAJOR 0
+#define RAREFY_VERSION_MINOR 1
+#define RAREFY_VERSION_PATCH 0
+
+/* Of the library that is loaded: major * 10000 + minor * 100 + patch. Before 1.0 a minor version may break the interface. */
+RAREFY_API int32_t rarefy_version(void);
+/* "0.1.0". */
+RAREFY_API const char* rarefy_version_string(void);
+
+/* --- Status ------------------------------------------------------------------------------------------------------------- */
+
+typedef enum rarefy_status {
+  RAREFY_OK = 0,
+  RAREFY_INVALID_ARGUMENT = 1,   /* the caller's values do not make sense */
+  RAREFY_NOT_FOUND = 2,          /* a file, tensor, token or implementation is missing */
+  RAREFY_UNSUPPORTED = 3,        /* understood, but not offered here */
+  RAREFY_DATA_LOSS = 4,          /* a file is truncated, overlapping or otherwise corrupt */
+  RAREFY_RESOURCE_EXHAUSTED = 5, /* memory, pages, context length or disk */
+  RAREFY_IO_ERROR = 6,           /* the operating system refused */
+  RAREFY_CANCELLED = 7,          /* a callback asked to stop */
+  RAREFY_INTERNAL = 8,           /* a bug in Rarefy */
+  RAREFY_BUFFER_TOO_SMALL = 9    /* the needed size was stored; call again with a larger buffer */
+} rarefy_status;
+
+/* "invalid argument", ...; "unknown status" for other numbers. Static. */
+RAREFY_API const char* rarefy_status_name(rarefy_status status);
+/* Message of the last call that failed in this thread; "" when none has. Valid until the next failure in this thread. */
+RAREFY_API const char* rarefy_last_error(void);
+
+/* --- Process ------------------------------------------------------------------------------------------------------------ */
+
+typedef enum rarefy_log_level { RAREFY_LOG_INFO = 0, RAREFY_LOG_WARNING = 1 } rarefy_log_level;
+
+/* `message` is valid during the call only. May be called from any thread. Must not throw. */
+typedef void (*rarefy_log_callback)(rarefy_log_level level, const char* message,
+                                    void* user_data); /* not a tensor: the caller's */
+
+/* Receives the library's messages; NULL, the state at the start, silences them. RAREFY_VERBOSE=1 in the environment adds
+   informational ones. */
+RAREFY_API void rarefy_set_log_callback(rarefy_log_callback callback, void* user_data); /* not a tensor: the caller's */
+
+/* Threads of the CPU backend; 0 = all processors (OMP_NUM_THREADS, if set). */
+RAREFY_API rarefy_status rarefy_set_num_threads(int32_t num_threads);
+RAREFY_API int32_t rarefy_num_threads(void);
+
+/* --- Model and tokenizer ------------------------------------------------------------------------------------------------ */
+
+typedef struct rarefy_model rarefy_model;
+
+typedef enum rarefy_compute {
+  RAREFY_COMPUTE_AUTOMATIC = 0, /* bf16 weights where the CPU multiplies them fast, else f32 */
+  RAREFY_COMPUTE_F32 = 1,
+  RAREFY_COMPUTE_BF16 = 2
+} rarefy_compute;
+
+typedef struct rarefy_model_options {
+  size_t struct_size;
+  int32_t compute; /* a rarefy_compute */
+} rarefy_model_options;
+
+/* `folder` is a Hugging Face checkpoint: config.json, tokenizer.json and safetensors files. */
+RAREFY_API rarefy_status rarefy_model_load(const char* folder, const rarefy_model_options* options, rarefy_model** model);
+RAREFY_API void rarefy_model_free(rarefy_model* model);
+
+typedef struct rarefy_model_info {
+  size_t struct_size;
+  int32_t vocab_size; /* logits per token */
+  int32_t num_layers;
+  int32_t num_q_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t max_ctx_size; /* longest sequence the model was made for, in tokens */
+  int32_t bos_token_id; /* -1 = none */
+  int64_t weight_bytes; /* in memory */
+} rarefy_model_info;
+
+RAREFY_API rarefy_status rarefy_model_get_info(const rarefy_model* model, rarefy_model_info* info);
+
+/* Token ids that end a generated text. */
+RAREFY_API rarefy_status rarefy_model_stop_tokens(const rarefy_model* model, int32_t* tokens, /* [capacity] i32; nullable */
+                                                  int64_t capacity,
+                                                  int64_t* num_tokens); /* [1] i64; receives the needed capacity */
+
+#define RAREFY_NO_SPECIAL_TOKENS 1u /* tokenize: add none (such as begin-of-text); detokenize: leave them out */
+#define RAREFY_PLAIN_TEXT 2u        /* tokenize: special tokens in the text are plain text */
+
+/* Ids of a text of `text_bytes` bytes; -1: up to its terminating NUL. `flags`: 0 or RAREFY_NO_SPECIAL_TOKENS |
+   RAREFY_PLAIN_TEXT. Refuses text that is not UTF-8. */
+RAREFY_API rarefy_status rarefy_tokenize(const rarefy_model* model, const char* text, int64_t text_bytes, uint32_t flags,
+                                         int32_t* tokens,                        /* [capacity] i32; nullable */
+                                         int64_t capacity, int64_t* num_tokens); /* [1] i64; receives the needed capacity */
+
+/* Text of some ids and a terminating NUL. `num_bytes` counts without the NUL: a capacity of num_bytes + 1 is needed. Ids that end
+   inside a character give U+FFFD there. `flags`: 0 or RAREFY_NO_SPECIAL_TOKENS. */
+RAREFY_API rarefy_status rarefy_detokenize(const rarefy_model* model, const int32_t* tokens, /* [num_tokens] i32 */
+                                           int64_t num_tokens, uint32_t flags, char* text, int64_t capacity,
+                                           int64_t* num_bytes); /* [1] i64; receives the length of the text */
+
+/* --- Engine: a model and a pool of KV pages that its sessions share ------------------------------------------------------- */
+
+typedef struct rarefy_engine rarefy_engine;
+
+typedef enum rarefy_kv_dtype {
+  RAREFY_KV_DEFAULT = 0, /* bf16 */
+  RAREFY_KV_F32 = 1,
+  RAREFY_KV_F16 = 2,
+  RAREFY_KV_BF16 = 3
+} rarefy_kv_dtype;
+
+typedef struct rarefy_engine_options {
+  size_t struct_size;
+  int32_t ctx_size;      /* longest sequence in tokens; 0 = the model's */
+  int32_t kv_dtype;      /* a rarefy_kv_dtype */
+  int32_t page_size;     /* tokens; a power of two; 0 = 16 */
+  int32_t prefill_chunk; /* tokens per forward pass of a prefill; 0 = 512 */
+  int64_t max_tokens;    /* cached tokens over all sessions, shared pages counted once; 0 = twice ctx_size */
+} rarefy_engine_options;
+
+RAREFY_API rarefy_status rarefy_engine_create(const rarefy_model* model, const rarefy_engine_options* options,
+                                              rarefy_engine** engine);
+RAREFY_API void rarefy_engine_free(rarefy_engine* engine);
+
+/* --- Session: one sequence and how it decodes --------------------------------------------------------------------------- */
+
+typedef struct rarefy_session rarefy_session;
+
+RAREFY_API rarefy_status rarefy_session_create(rarefy_engine* engine, rarefy_session** session);
+/* A second session with the same cached tokens, policy, audit and seed, and empty statistics. Shares every page; copies none. */
+RAREFY_API rarefy_status rarefy_session_fork(const rarefy_session* session, rarefy_session** copy);
+RAREFY_API void rarefy_session_free(rarefy_session* session);
+
+RAREFY_API rarefy_status rarefy_session_length(const rarefy_session* session,
+                                               int32_t* num_tokens); /* [1] i32; tokens in the cache */
+/* Drops cached tokens past `length`. */
+RAREFY_API rarefy_status rarefy_session_truncate(rarefy_session* session, int32_t length);
+
+/* How decode steps from now on choose what they attend to: "dense" (the state at the start), "50x",
+   "total=0.02 sink=4 local=32 index=sign spend=priority". docs/guide/policies.md explains the text. */
+RAREFY_API rarefy_status rarefy_session_set_policy(rarefy_session* session, const char* policy);
+/* The resolved text, every default written out, and a terminating NUL; sizes as in rarefy_detokenize. */
+RAREFY_API rarefy_status rarefy_session_policy(const rarefy_session* session, char* text, int64_t capacity,
+                                               int64_t* num_bytes); /* [1] i64; receives the length of the text */
+/* Of token selection and audits; 0 at the start. The same seed gives the same result, whatever else runs. */
+RAREFY_API rarefy_status rarefy_session_set_seed(rarefy_session* session, uint64_t seed);
+/* Recomputes dense attention for this share (0 to 1) of sparse layers and steps, and compares; 0 at the start. */
+RAREFY_API rarefy_status rarefy_session_set_audit(rarefy_session* session, double fraction);
+
+/* Called after each chunk; returning 0 stops the prefill, which then gives RAREFY_CANCELLED. Must not throw, and must not use
+   the session. */
+typedef int32_t (*rarefy_progress_callback)(int64_t done_tokens, int64_t total_tokens,
+                                            void* user_data); /* not a tensor: the caller's */
+
+/* Appends tokens with dense attention. After a failure the session holds the chunks that were finished before it (see
+   rarefy_session_length). `logits` receives those of the last token. */
+RAREFY_API rarefy_status rarefy_session_prefill(rarefy_session* session, const int32_t* tokens, /* [num_tokens] i32 */
+                                                int64_t num_tokens, rarefy_progress_callback progress, /* nullable */
+                                                void* user_data, /* not a tensor: the caller's */
+                                                float* logits,   /* [vocab_size] f32; nullable */
+                                                int64_t logits_capacity);
+/* Appends one token through the policy. After a failure the session is as before. */
+RAREFY_API rarefy_status rarefy_session_decode(rarefy_session* session, int32_t token,
+                                               float* logits, /* [vocab_size] f32; nullable */
+                                               int64_t logits_capacity);
+
+/* --- Statistics --------------------------------------------------------------------------------------------------------- */
+
+/* Since the session was made or its statistics were reset. Errors are relative errors of attention outputs, per layer, step and
+   query head. Estimated ones come from the certificate of the sampling and say nothing about tokens that the index scored far
+   too low; audited ones were measured against dense attention. */
+typedef struct rarefy_stats {
+  size_t struct_size;
+  int64_t prefill_tokens;
+  double prefill_seconds;
+  int64_t decode_tokens;
+  double decode_seconds; /* audits excluded */
+  double audit_seconds;
+  int64_t dense_layer_steps;  /* (layer, decode step) pairs that ran dense */
+  int64_t sparse_layer_steps; /* and those that attended to selected tokens */
+  int64_t row_bytes;          /* keys and values read by decode steps */
+  int64_t index_bytes;        /* index entries read by decode steps */
+  int64_t dense_bytes;        /* what dense attention would have read */
+  double density;             /* tokens read / tokens cached; 1 before the first step */
+  double bytes_ratio;         /* (row_bytes + index_bytes) / dense_bytes; 1 before the first step */
+  int64_t estimated_count;    /* estimated errors; 0: the three that follow are 0 */
+  double estimated_error_p50;
+  double estimated_error_p95;
+  double estimated_error_max;
+  int64_t audited_count; /* audited errors; 0: the four that follow are 0 */
+  double audited_error_p50;
+  double audited_error_p95;
+  double audited_error_max;
+  double audited_mass_mean; /* attention probability of the selected tokens under dense attention */
+} rarefy_stats;
+
+RAREFY_API rarefy_status rarefy_session_get_stats(const rarefy_session* session, rarefy_stats* stats);
+/* All of it, audits per layer and head included, as one line of JSON and a terminating NUL; sizes as in rarefy_detokenize. */
+RAREFY_API rarefy_status rarefy_session_stats_json(const rarefy_session* session, char* text, int64_t capacity,
+                                                   int64_t* num_bytes); /* [1] i64; receives the length of the text */
+RAREFY_API rarefy_status rarefy_session_reset_stats(rarefy_session* session);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,16 @@
+# Fails unless the shared library exports exactly the functions that the C header declares.
+execute_process(COMMAND ${NM} -D --defined-only ${LIBRARY} OUTPUT_VARIABLE listing RESULT_VARIABLE code)
+if(NOT code EQUAL 0)
+  message(FATAL_ERROR "${NM} could not read ${LIBRARY}")
+endif()
+string(REGEX MATCHALL "[^ \n]+\n" exported "${listing}")
+list(TRANSFORM exported REPLACE "(@.*)?\n" "")
+list(FILTER exported EXCLUDE REGEX "^RAREFY_")  # the version node
+file(READ ${HEADER} header)
+string(REGEX MATCHALL "RAREFY_API [^(;]*(rarefy_[a-z_]+)\\(" declared "${header}")
+list(TRANSFORM declared REPLACE ".*(rarefy_[a-z_]+)\\($" "\\1")
+list(SORT exported)
+list(SORT declared)
+if(NOT exported STREQUAL declared OR declared STREQUAL "")
+  message(FATAL_ERROR "declared: ${declared}\nexported: ${exported}")
+endif()
