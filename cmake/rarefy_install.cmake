@@ -5,6 +5,8 @@ include(CMakePackageConfigHelpers)
 install(TARGETS rarefy EXPORT rarefy_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 if(TARGET rarefy_c)
   install(TARGETS rarefy_c EXPORT rarefy_targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  # Relative to the file itself, so that `cmake --install --prefix` needs no second configure.
+  file(RELATIVE_PATH RAREFY_PC_TO_PREFIX /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
   configure_file(${PROJECT_SOURCE_DIR}/cmake/rarefy_c.pc.in rarefy_c.pc @ONLY)
   install(FILES ${PROJECT_BINARY_DIR}/rarefy_c.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endif()
