@@ -9,7 +9,8 @@ namespace rarefy {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int32_t kSampleBlocks = 128;  // at least, where there are as many: 6 % of 32,768 tokens in blocks of 16
+constexpr int32_t kSampleTokens = 2048;    // at least, where there are as many: 6 % of 32,768 tokens
+constexpr int32_t kMinSampleBlocks = 48;   // large blocks: tokens of one block are alike
 constexpr int32_t kRunTokens = 512;     // scores of a run and 4 queries take 8 KiB of the L1 cache
 
 int32_t run_blocks(int32_t block_tokens) { return std::clamp(kRunTokens / block_tokens, 1, kMaxRunBlocks); }
@@ -70,7 +71,7 @@ void ListBuilder::sample() {
   }
 
   const int32_t num_middle = tail - middle;
-  const int32_t step = std::max(1, num_middle / kSampleBlocks);
+  const int32_t step = std::max(1, num_middle / std::max(kSampleTokens / block_tokens, kMinSampleBlocks));
   const int32_t num_sampled = (num_middle + step - 1) / step;
   sample_tokens_ = num_sampled * block_tokens;
   sample_weight_ = num_sampled > 0 ? static_cast<float>(num_middle) / static_cast<float>(num_sampled) : 0.0f;
