@@ -94,7 +94,8 @@ void ArmCounters::describe(nlohmann::ordered_json& record) const {
   record["density"] = traffic.density();
   record["bytes_ratio"] = traffic.bytes_ratio();
   const int64_t steps = traffic.dense_layer_steps + traffic.sparse_layer_steps;
-  record["dense_step_share"] = steps > 0 ? static_cast<double>(traffic.dense_layer_steps) / static_cast<double>(steps) : 1.0;
+  record["dense_step_share"] =
+      steps > 0 ? static_cast<double>(traffic.dense_layer_steps) / static_cast<double>(steps) : 1.0;
   if (estimated_count > 0) record["estimated_error_rms"] = estimated_rms();
   if (audited_count > 0) {
     record["audited_error_rms"] = audited_rms();

@@ -46,10 +46,12 @@ Material read_material(const Flags& flags, const std::filesystem::path& folder, 
   if (limit < material.context.size()) {
     const size_t num_special = encode_text(tokenizer, "", true, text_file).size();
     const auto cut = material.context.begin() + static_cast<std::ptrdiff_t>(num_special);
-    material.context.erase(cut, cut + static_cast<std::ptrdiff_t>(material.context.size() - std::max(limit, num_special + 1)));
+    material.context.erase(cut,
+                           cut + static_cast<std::ptrdiff_t>(material.context.size() - std::max(limit, num_special + 1)));
     const std::string rest = unwrap(tokenizer.decode(material.context), ExitCode::bad_input);
     std::erase_if(questions, [&](const Question& question) { return rest.find(question.answer) == std::string::npos; });
-    if (questions.empty()) fail(ExitCode::usage, "--max-tokens: no question is about what is left of the text; allow more tokens");
+    if (questions.empty())
+      fail(ExitCode::usage, "--max-tokens: no question is about what is left of the text; allow more tokens");
   }
   if (static_cast<size_t>(flags.questions) < questions.size()) questions.resize(static_cast<size_t>(flags.questions));
   material.questions = std::move(questions);
@@ -75,7 +77,8 @@ void answer_question(Side& side, const Question& question, const Tokenizer& toke
   side.stats.merge(session.stats());
   const std::string text = one_line(unwrap(tokenizer.decode(answer.tokens)));
   const bool utf8 = locale_is_utf8();
-  side.shown = fit(text.starts_with(' ') ? text.substr(1) : text, 12) + (answer.right ? (utf8 ? " ✓" : " ok") : (utf8 ? " ✗" : " --"));
+  side.shown = fit(text.starts_with(' ') ? text.substr(1) : text, 12) +
+               (answer.right ? (utf8 ? " ✓" : " ok") : (utf8 ? " ✗" : " --"));
 }
 
 std::string padded(const std::string& text, int32_t width) {
@@ -97,7 +100,8 @@ std::string closing_table(const Side& dense, const Side& sparse) {
                         static_cast<double>(std::max<int64_t>(1, side.stats.decode_tokens)));
   };
   const auto error = [](const QuantileSketch& sketch) {
-    return sketch.count() > 0 ? fmt::format("{:.3f} / {:.3f}", sketch.quantile(0.5), sketch.quantile(0.95)) : std::string("-");
+    return sketch.count() > 0 ? fmt::format("{:.3f} / {:.3f}", sketch.quantile(0.5), sketch.quantile(0.95))
+                              : std::string("-");
   };
   Table table({"", "dense", fit(sparse.arm.name, 24)});
   table.add_row({"right answers", std::to_string(dense.right), std::to_string(sparse.right)});
@@ -163,14 +167,16 @@ void run(const Flags& flags) {
     output.write(text);
     output.flush();
   };
-  say(fmt::format("Model    {}: {} layers, {} query heads, {} KV heads, head_dim {}; {}\n", loaded.folder.filename().string(),
-                  config.num_layers, config.num_q_heads, config.num_kv_heads, config.head_dim, loaded.model->compute_name()));
+  say(fmt::format("Model    {}: {} layers, {} query heads, {} KV heads, head_dim {}; {}\n",
+                  loaded.folder.filename().string(), config.num_layers, config.num_q_heads, config.num_kv_heads,
+                  config.head_dim, loaded.model->compute_name()));
   say(fmt::format("Text     {} tokens of {}, with facts planted in it\n", format_count(num_tokens),
                   fit((folder.filename() / "demo_context.txt").string(), 40)));
   say(fmt::format("Machine  {}\n\n", device_name()));
   Session context = engine->new_session();
+  say("Reading it densely, once ...\n");
   prefill(context, material.context, "reading");
-  say(fmt::format("Read it densely in {} ({:.0f} tokens/s).\n", format_seconds(context.stats().prefill_seconds),
+  say(fmt::format("Read in {} ({:.0f} tokens/s).\n", format_seconds(context.stats().prefill_seconds),
                   context.stats().prefill_tokens_per_second()));
   Side dense{{"dense", Policy{}}, fork_for_arm(context, {"dense", Policy{}}, flags.model.seed, 0.0), 0, {}, {}, {}};
   Side sparse{sparse_arm, fork_for_arm(context, sparse_arm, flags.model.seed, flags.model.audit), 0, {}, {}, {}};
@@ -178,10 +184,13 @@ void run(const Flags& flags) {
   say(fmt::format("Questions and answers are decoded token by token, dense and with {}:\n  {}\n\n", flags.policy,
                   sparse.stats.policy));
 
-  constexpr int32_t kAnswer = 15;
-  const int32_t question_width = std::clamp(terminal_columns() - 8 - 3 * (kAnswer + 2), 20, 60);
-  say(fmt::format("       {}  {}  {}  {}\n", padded("question", question_width), padded("expected", kAnswer),
-                  padded("dense", kAnswer), fit(flags.policy, kAnswer)));
+  int32_t answer_width = 8;  // room for the title
+  for (const Question& question : material.questions) {
+    answer_width = std::clamp(display_width(question.answer) + 2, answer_width, 15);
+  }
+  const int32_t question_width = std::clamp(terminal_columns() - 8 - 3 * (answer_width + 2), 20, 60);
+  say(fmt::format("       {}  {}  {}  sparse\n", padded("question", question_width), padded("expected", answer_width),
+                  padded("dense", answer_width)));
   for (size_t i = 0; i < material.questions.size(); ++i) {
     const Question& question = material.questions[i];
     // Taking turns at being first: neither side always finds the cache as the other left it.
@@ -189,7 +198,8 @@ void run(const Flags& flags) {
     answer_question(i % 2 == 0 ? sparse : dense, question, tokenizer);
     say(fmt::format("{:>3}/{:<2} {}  {}  {}  {}\n", i + 1, material.questions.size(),
                     padded(fit(short_question(question.text), question_width), question_width),
-                    padded(fit(question.answer, kAnswer), kAnswer), padded(dense.shown, kAnswer), sparse.shown));
+                    padded(fit(question.answer, answer_width), answer_width), padded(dense.shown, answer_width),
+                    sparse.shown));
   }
   say("\n" + closing_table(dense, sparse) + "\n");
   const std::string warning = sparsity_warning(sparse_arm.policy, sparse.stats.traffic, context.length());
@@ -200,8 +210,9 @@ void run(const Flags& flags) {
   const auto asked = static_cast<double>(material.questions.size());
   if (dense.right < 0.5 * asked || sparse.right < 0.9 * dense.right) {
     fail(ExitCode::below_expectation,
-         fmt::format("expected dense to answer half of the questions or more, and {} to keep 90 % of these; got {} and {} of {}",
-                     flags.policy, dense.right, sparse.right, material.questions.size()));
+         fmt::format(
+             "expected dense to answer half of the questions or more, and {} to keep 90 % of these; got {} and {} of {}",
+             flags.policy, dense.right, sparse.right, material.questions.size()));
   }
 }
 

@@ -86,7 +86,8 @@ void run(const Flags& flags) {
 
   // The prompt and one new token have to fit; what -n asks for beyond the model's limit just ends there.
   const auto length = static_cast<int64_t>(prompt.size());
-  const int64_t wanted = std::min<int64_t>(length + flags.predict, std::max<int64_t>(length + 1, config.max_position_embeddings));
+  const int64_t wanted =
+      std::min<int64_t>(length + flags.predict, std::max<int64_t>(length + 1, config.max_position_embeddings));
   const int32_t ctx_size = choose_ctx_size(flags.model, config, flags.model.ctx_size > 0 ? length + 1 : wanted);
   const auto engine = make_engine(flags.model, loaded.model, ctx_size, 0, 0);
   Session session = engine->new_session();
@@ -104,11 +105,10 @@ void run(const Flags& flags) {
   options.sampler = sampler;
   if (flags.ignore_eos) options.stop_token_ids = {-1};
   Writer writer(loaded.model->tokenizer(), flags.json ? nullptr : &output);
-  const GenerateResult result =
-      unwrap(generate(session, std::span(prompt).subspan(num_dense), options, [&](int32_t token) {
-        writer.push(token);
-        return !interrupted();
-      }));
+  const GenerateResult result = unwrap(generate(session, std::span(prompt).subspan(num_dense), options, [&](int32_t token) {
+    writer.push(token);
+    return !interrupted();
+  }));
   writer.finish();
   const bool cancelled = result.reason == StopReason::cancelled;
 
@@ -156,7 +156,8 @@ void add_generate(CLI::App& parent) {
   verb->add_option("-n,--predict", flags->predict, "tokens to generate (default 128)")
       ->check(CLI::Range(1, 1 << 30))
       ->type_name("N");
-  verb->add_option("--policy", flags->policy, "what decode steps read: dense (default), 50x, or a full text; see rarefy policy")
+  verb->add_option("--policy", flags->policy,
+                   "what decode steps read: dense (default), 50x, or a full text; see rarefy policy")
       ->type_name("POLICY");
   verb->add_option("--policy-tokens", flags->policy_tokens,
                    "last tokens of the prompt that go through the policy as well (default 1); what comes before is dense")

@@ -12,8 +12,10 @@ class HelpFormatter : public CLI::Formatter {
 
   std::string make_option_desc(const CLI::Option* option) const override { return wrap(option->get_description()); }
   std::string make_option_opts(const CLI::Option* option) const override {
-    const std::string type = option->get_type_name();
-    return type.empty() ? "" : " " + type;
+    // Without the limits that CLI11 appends after a colon: a refusal states them.
+    std::string type = option->get_type_name();
+    type = type.substr(0, type.find(':'));
+    return type.empty() ? type : " " + type;
   }
   std::string make_subcommand(const CLI::App* verb) const override {
     std::string first_line = verb->get_description();

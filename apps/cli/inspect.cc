@@ -10,8 +10,8 @@
 #include "failure.h"
 #include "files.h"
 #include "model_flags.h"
-#include "policy_cost.h"
 #include "rarefy/core/device.h"
+#include "rarefy/select/explain.h"
 #include "run_record.h"
 #include "table.h"
 #include "terminal.h"
@@ -36,23 +36,27 @@ struct Ceiling {
 };
 
 Ceiling ceiling(const Arm& arm, const SelectorShape& shape, int32_t ctx_size, double weight_bytes, double bandwidth) {
-  const PolicyCost cost = unwrap(policy_cost(arm.policy, shape, ctx_size), ExitCode::usage);
-  const double kv_bytes = cost.row_bytes + cost.index_bytes;
-  return {arm.name, arm.policy.to_string(), kv_bytes, cost.bytes_ratio(), bandwidth / (weight_bytes + kv_bytes)};
+  const PolicyExplanation explanation = unwrap(explain_policy(arm.policy, shape, ctx_size), ExitCode::usage);
+  const double kv_bytes =
+      explanation.bytes_ratio * explanation.row_bytes_per_token * ctx_size * shape.num_kv_heads * shape.num_layers;
+  return {arm.name, explanation.policy, kv_bytes, explanation.bytes_ratio, bandwidth / (weight_bytes + kv_bytes)};
 }
 
-void write_text(Output& output, const LoadedModel& loaded, DType kv_dtype, int32_t ctx_size, double bandwidth, bool measured,
-                const std::vector<Ceiling>& ceilings) {
+void write_text(Output& output, const LoadedModel& loaded, DType kv_dtype, int32_t ctx_size, double bandwidth,
+                bool measured, const std::vector<Ceiling>& ceilings) {
   const ModelConfig& config = loaded.model->config();
   const auto weights = static_cast<double>(loaded.model->weight_bytes());
   const auto per_token = static_cast<double>(config.kv_bytes_per_token(kv_dtype));
-  const auto line = [&](const char* label, const std::string& text) { output.write(fmt::format("{:<20}{}\n", label, text)); };
+  const auto line = [&](const char* label, const std::string& text) {
+    output.write(fmt::format("{:<20}{}\n", label, text));
+  };
   line("model", loaded.folder.string());
   line("architecture", config.architecture);
   line("layers", std::to_string(config.num_layers));
   line("heads", fmt::format("{} query, {} KV (group of {}), head_dim {}", config.num_q_heads, config.num_kv_heads,
                             config.num_q_heads / config.num_kv_heads, config.head_dim));
-  line("sizes", fmt::format("hidden {}, MLP {}, vocabulary {}", config.hidden_size, config.intermediate_size, config.vocab_size));
+  line("sizes",
+       fmt::format("hidden {}, MLP {}, vocabulary {}", config.hidden_size, config.intermediate_size, config.vocab_size));
   line("RoPE", fmt::format("{}, theta {:.0f}", config.rope.type, config.rope.theta));
   line("longest context", fmt::format("{} tokens", format_count(config.max_position_embeddings)));
   line("weights", fmt::format("{} ({})", format_bytes(weights), loaded.model->compute_name()));
@@ -60,12 +64,13 @@ void write_text(Output& output, const LoadedModel& loaded, DType kv_dtype, int32
   line("break-even context", fmt::format("{} tokens: from there on a dense step reads more cache than weights",
                                          format_count(static_cast<int64_t>(weights / per_token))));
   output.write(fmt::format("\nAt {} cached tokens: {} of weights, {} of cache, {} in memory\n", format_count(ctx_size),
-                           format_bytes(weights), format_bytes(per_token * ctx_size), format_bytes(weights + per_token * ctx_size)));
+                           format_bytes(weights), format_bytes(per_token * ctx_size),
+                           format_bytes(weights + per_token * ctx_size)));
   output.write(fmt::format("Ceilings of a whole decode step at {:.1f} GB/s ({}):\n\n", bandwidth / 1e9,
                            measured ? fmt::format("measured now, {} threads", num_threads()) : "given"));
   Table table({"policy", "KV and index read", "bytes_ratio", "ms per token", "tokens/s", "of dense"});
   for (const Ceiling& entry : ceilings) {
-    table.add_row({fit(entry.name, 30), format_bytes(entry.kv_bytes), fmt::format("{:.4f}", entry.bytes_ratio),
+    table.add_row({fit(entry.name, 24), format_bytes(entry.kv_bytes), fmt::format("{:.4f}", entry.bytes_ratio),
                    fmt::format("{:.3f}", 1e3 / entry.tokens_per_second), fmt::format("{:.1f}", entry.tokens_per_second),
                    fmt::format("{:.1f}x", entry.tokens_per_second / ceilings[0].tokens_per_second)});
   }
@@ -78,9 +83,11 @@ void run(const Flags& flags) {
   const LoadedModel loaded = load_model(model_flags);
   const ModelConfig& config = loaded.model->config();
   const DType kv_dtype = parse_cache_type(flags.model.cache_type_k, flags.model.cache_type_v);
-  const int32_t ctx_size = choose_ctx_size(flags.model, config, flags.model.ctx_size > 0 ? 1 : config.max_position_embeddings);
+  const int32_t ctx_size =
+      choose_ctx_size(flags.model, config, flags.model.ctx_size > 0 ? 1 : config.max_position_embeddings);
   const std::vector<Arm> arms = parse_arms(flags.policies, config);
-  SelectorShape shape{config.num_layers, config.num_kv_heads, config.num_q_heads / config.num_kv_heads, config.head_dim, kv_dtype};
+  const SelectorShape shape{config.num_layers, config.num_kv_heads, config.num_q_heads / config.num_kv_heads,
+                            config.head_dim, kv_dtype};
 
   const bool measured = flags.bandwidth_gb_per_s <= 0.0;
   const double bandwidth = measured ? measure_read_bandwidth() : 1e9 * flags.bandwidth_gb_per_s;

@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <clocale>
 #include <cstdio>
 
@@ -58,7 +59,7 @@ void send_log_to_stderr() {
 }
 
 int run(int argc, const char* const* argv) {
-  CLI::App app{"Decodes long contexts by attending to about 2 % of the cached tokens, and reports the error."};
+  CLI::App app{"Decodes long contexts by attending to about 2 % of the cached tokens, and\nreports the error."};
   app.name("rarefy");
   app.formatter(std::make_shared<HelpFormatter>());
   app.set_version_flag("--version", version_text, "version and build facts");
@@ -68,7 +69,8 @@ int run(int argc, const char* const* argv) {
       "  rarefy demo\n"
       "  rarefy generate -m MODEL -f document.txt -p 'Question: ...' --policy 50x\n"
       "  rarefy policy explain 50x --ctx-size 131072\n\n"
-      "rarefy VERB --help explains a verb. Without -m, verbs use the small checkpoint that ships with rarefy.");
+      "rarefy VERB --help explains a verb. Without -m, verbs use the small checkpoint\n"
+      "that ships with rarefy.");
   add_demo(app);
   add_generate(app);
   add_perplexity(app);
@@ -80,8 +82,10 @@ int run(int argc, const char* const* argv) {
     app.parse(read_arguments(argc, argv));
     return 0;
   } catch (const CLI::Success& success) {  // help and version
+    errno = 0;
     app.exit(success);
-    return std::fflush(stdout) == 0 ? 0 : static_cast<int>(errno == EPIPE ? ExitCode::closed_pipe : ExitCode::run_failed);
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
+    return static_cast<int>(errno == EPIPE ? ExitCode::closed_pipe : ExitCode::run_failed);
   } catch (const CLI::ParseError& error) {
     fmt::print(stderr, "rarefy: {}\nrarefy --help, or rarefy VERB --help, lists the flags.\n", error.what());
     return static_cast<int>(ExitCode::usage);

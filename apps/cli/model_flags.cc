@@ -24,17 +24,20 @@ void add_threads_flag(CLI::App& verb, int32_t& threads) {
 
 void add_cache_type_flags(CLI::App& verb, std::string& cache_type_k, std::string& cache_type_v) {
   const auto types = CLI::IsMember({"f32", "f16", "bf16"});
-  verb.add_option("--cache-type-k", cache_type_k, "-ctk: f32, f16 or bf16 (default). Keys and values have the same type here")
+  verb.add_option("--cache-type-k", cache_type_k,
+                  "-ctk: f32, f16 or bf16 (default). Keys and values have the same type here")
       ->check(types)
       ->type_name("TYPE");
   verb.add_option("--cache-type-v", cache_type_v, "-ctv: the same as -ctk")->check(types)->type_name("TYPE");
 }
 
 void add_model_flags(CLI::App& verb, ModelFlags& flags) {
-  verb.add_option("-m,--model", flags.model,
-                  "folder with config.json, *.safetensors and tokenizer.json (default: the checkpoint that ships with rarefy)")
+  verb.add_option(
+          "-m,--model", flags.model,
+          "folder with config.json, *.safetensors and tokenizer.json (default: the checkpoint that ships with rarefy)")
       ->type_name("FOLDER");
-  verb.add_option("-c,--ctx-size", flags.ctx_size, "longest sequence in tokens (default: what is needed, up to the model's)")
+  verb.add_option("-c,--ctx-size", flags.ctx_size,
+                  "longest sequence in tokens (default: what is needed, up to the model's)")
       ->check(CLI::Range(1, 1 << 30))
       ->type_name("N");
   add_threads_flag(verb, flags.threads);
@@ -43,7 +46,8 @@ void add_model_flags(CLI::App& verb, ModelFlags& flags) {
   verb.add_option("--compute", flags.compute, "weights in f32, in bf16, or auto: bf16 where the CPU multiplies it fast")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->type_name("TYPE");
-  verb.add_option("--audit", flags.audit, "recompute this share of the sparse (layer, step) pairs densely and compare, 0 to 1")
+  verb.add_option("--audit", flags.audit,
+                  "recompute this share of the sparse (layer, step) pairs densely and compare, 0 to 1")
       ->check(CLI::Range(0.0, 1.0))
       ->type_name("FRACTION");
 }
@@ -52,8 +56,9 @@ DType parse_cache_type(const std::string& cache_type_k, const std::string& cache
   const std::string k = !cache_type_k.empty() ? cache_type_k : !cache_type_v.empty() ? cache_type_v : "bf16";
   const std::string v = !cache_type_v.empty() ? cache_type_v : k;
   if (k != v) {
-    fail(ExitCode::usage,
-         fmt::format("-ctk and -ctv: expected the same type for keys and values, got {} and {}; give one of the two", k, v));
+    fail(
+        ExitCode::usage,
+        fmt::format("-ctk and -ctv: expected the same type for keys and values, got {} and {}; give one of the two", k, v));
   }
   return unwrap(parse_dtype(k), ExitCode::usage);
 }
@@ -70,9 +75,10 @@ fs::path shipped_model() {
       if (folder == folder.root_path()) break;
     }
   }
-  fail(ExitCode::bad_input, fmt::format("expected the shipped checkpoint models/{} in a folder above the program or the current "
-                                        "folder, found none; name a model folder with -m",
-                                        kShippedModel));
+  fail(ExitCode::bad_input,
+       fmt::format("expected the shipped checkpoint models/{} in a folder above the program or the current "
+                   "folder, found none; name a model folder with -m",
+                   kShippedModel));
 }
 
 LoadedModel load_model(const ModelFlags& flags) {

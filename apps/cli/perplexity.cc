@@ -48,10 +48,11 @@ std::vector<Passage> cut_text(const Flags& flags, const Tokenizer& tokenizer) {
   const int64_t fit = static_cast<int64_t>(text.size()) / length;
   const int64_t count = flags.chunks == 0 ? fit : flags.chunks;
   if (fit < std::max<int64_t>(1, count)) {
-    fail(ExitCode::bad_input,
-         fmt::format("{}: expected {} tokens for {} x (--context {} + --predict {}), got {}; ask for less or give more text",
-                     flags.file, format_count(std::max<int64_t>(1, count) * length), std::max<int64_t>(1, count),
-                     flags.context, flags.predict, format_count(static_cast<int64_t>(text.size()))));
+    fail(
+        ExitCode::bad_input,
+        fmt::format("{}: expected {} tokens for {} x (--context {} + --predict {}), got {}; ask for less or give more text",
+                    flags.file, format_count(std::max<int64_t>(1, count) * length), std::max<int64_t>(1, count),
+                    flags.context, flags.predict, format_count(static_cast<int64_t>(text.size()))));
   }
   std::vector<Passage> passages;
   for (int64_t i = 0; i < count; ++i) {
@@ -83,8 +84,8 @@ std::vector<Passage> read_passages(const Flags& flags, const Tokenizer& tokenize
 
 // Scores of one arm over all passages.
 struct ArmScores {
-  PassageScores tokens;            // of all passages
-  std::vector<double> mean_loss;   // [num_passages] f64
+  PassageScores tokens;           // of all passages
+  std::vector<double> mean_loss;  // [num_passages] f64
   ArmCounters counters;
 };
 
@@ -161,7 +162,8 @@ void write_json(Output& output, const Flags& flags, const LoadedModel& loaded, D
   }
 }
 
-void write_table(Output& output, const std::vector<Arm>& arms, const std::vector<ArmScores>& scores, int64_t context_tokens) {
+void write_table(Output& output, const std::vector<Arm>& arms, const std::vector<ArmScores>& scores,
+                 int64_t context_tokens) {
   Table quality({"policy", "loss", "+-", "gap", "+-", "KL mean", "KL 99 %", "KL 99.9 %", "same top"});
   Table cost({"policy", "density", "bytes_ratio", "error, estimated", "error, audited", "ms/token"});
   for (size_t i = 0; i < arms.size(); ++i) {
@@ -177,18 +179,20 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
                      when(i > 0, fmt::format("{:.3f}", quantile(arm.tokens.divergences, 0.99))),
                      when(i > 0, fmt::format("{:.3f}", quantile(arm.tokens.divergences, 0.999))),
                      when(i > 0, fmt::format("{:.1f} %", 100.0 * arm.tokens.same_top_share()))});
-    cost.add_row({name, fmt::format("{:.4f}", arm.counters.traffic.density()),
-                  fmt::format("{:.4f}", arm.counters.traffic.bytes_ratio()),
-                  when(arm.counters.estimated_count > 0, fmt::format("{:.3f}", arm.counters.estimated_rms())),
-                  when(arm.counters.audited_count > 0, fmt::format("{:.3f}", arm.counters.audited_rms())),
-                  fmt::format("{:.2f}", 1e3 * arm.counters.decode_seconds / static_cast<double>(arm.counters.decode_tokens))});
+    cost.add_row(
+        {name, fmt::format("{:.4f}", arm.counters.traffic.density()),
+         fmt::format("{:.4f}", arm.counters.traffic.bytes_ratio()),
+         when(arm.counters.estimated_count > 0, fmt::format("{:.3f}", arm.counters.estimated_rms())),
+         when(arm.counters.audited_count > 0, fmt::format("{:.3f}", arm.counters.audited_rms())),
+         fmt::format("{:.2f}", 1e3 * arm.counters.decode_seconds / static_cast<double>(arm.counters.decode_tokens))});
   }
   const bool by_passage = scores[0].mean_loss.size() > 1;
-  output.write(fmt::format("{} tokens after {} of {} tokens. Losses in nats per token; +- is one standard error\n"
-                           "over {}, of the gap: over paired differences. Errors are root mean squares per head.\n\n",
-                           format_count(static_cast<int64_t>(scores[0].tokens.losses.size())),
-                           by_passage ? fmt::format("{} dense contexts", scores[0].mean_loss.size()) : "a dense context",
-                           format_count(context_tokens), by_passage ? "contexts" : "tokens"));
+  output.write(
+      fmt::format("{} tokens after {} of {} tokens. Losses in nats per token; +- is one standard error\n"
+                  "over {}, of the gap: over paired differences. Errors are root mean squares per head.\n\n",
+                  format_count(static_cast<int64_t>(scores[0].tokens.losses.size())),
+                  by_passage ? fmt::format("{} dense contexts", scores[0].mean_loss.size()) : "a dense context",
+                  format_count(context_tokens), by_passage ? "contexts" : "tokens"));
   output.write(quality.text() + "\n" + cost.text());
   for (size_t i = 1; i < arms.size(); ++i) {
     output.write(fmt::format("{}{} = {}\n", i == 1 ? "\n" : "", arms[i].name, arms[i].policy.to_string()));
@@ -258,8 +262,9 @@ void add_perplexity(CLI::App& parent) {
                             "All arms see the same tokens; the context is prefilled once and forked for each.",
                             "  rarefy perplexity -f text.txt --context 16384 --predict 512 --policy 50x --policy 100x");
   add_model_flags(*verb, flags->model);
-  verb->add_option("-f,--file", flags->file,
-                   "text file, UTF-8 (- is standard input), or NAME.jsonl with {\"context\", \"continuation\"} on each line")
+  verb->add_option(
+          "-f,--file", flags->file,
+          "text file, UTF-8 (- is standard input), or NAME.jsonl with {\"context\", \"continuation\"} on each line")
       ->required()
       ->type_name("FILE");
   verb->add_option("--policy", flags->policies, "a policy to compare with dense; may be repeated")

@@ -8,7 +8,7 @@
 #include "failure.h"
 #include "files.h"
 #include "model_flags.h"
-#include "policy_cost.h"
+#include "rarefy/select/explain.h"
 #include "rarefy/select/registry.h"
 #include "table.h"
 #include "terminal.h"
@@ -38,89 +38,112 @@ SelectorShape read_shape(const ExplainFlags& flags) {
     num_q_heads = config.num_q_heads;
   }
   if (num_q_heads % shape.num_kv_heads != 0) {
-    fail(ExitCode::usage, fmt::format("--num-q-heads: expected a multiple of --num-kv-heads ({}), got {}", shape.num_kv_heads,
-                                      num_q_heads));
+    fail(ExitCode::usage,
+         fmt::format("--num-q-heads: expected a multiple of --num-kv-heads ({}), got {}", shape.num_kv_heads, num_q_heads));
   }
   shape.group = num_q_heads / shape.num_kv_heads;
   shape.kv_dtype = parse_cache_type(flags.cache_type_k, flags.cache_type_v);
   return shape;
 }
 
+// Bytes of one decode step over all layers.
+struct StepBytes {
+  double rows = 0.0, index = 0.0, dense = 0.0;
+};
+
+StepBytes step_bytes(const PolicyExplanation& explanation, const SelectorShape& shape) {
+  StepBytes bytes;
+  bytes.dense = explanation.row_bytes_per_token * explanation.kv_len * shape.num_kv_heads * shape.num_layers;
+  bytes.rows = explanation.density * bytes.dense;
+  bytes.index = (explanation.bytes_ratio - explanation.density) * bytes.dense;
+  return bytes;
+}
+
 // Consecutive layers that do the same, one row each.
-std::string layer_table(const PolicyCost& cost) {
+std::string layer_table(const PolicyExplanation& explanation) {
   Table table({"layers", "sink", "local", "by scores", "total"});
-  const auto same = [](const LayerCost& a, const LayerCost& b) { return a.dense == b.dense && a.tokens.total == b.tokens.total; };
-  for (size_t first = 0, last = 0; first < cost.layers.size(); first = last + 1) {
-    last = first;
-    while (last + 1 < cost.layers.size() && same(cost.layers[first], cost.layers[last + 1])) ++last;
-    const LayerCost& layer = cost.layers[first];
+  const std::vector<LayerExplanation>& layers = explanation.layers;
+  for (size_t first = 0, last = 0; first < layers.size(); first = last + 1) {
+    const LayerExplanation& layer = layers[first];
+    for (last = first; last + 1 < layers.size(); ++last) {
+      const LayerExplanation& next = layers[last + 1];
+      if (next.dense != layer.dense || next.budget.total != layer.budget.total) break;
+    }
     const std::string name = first == last ? std::to_string(first) : fmt::format("{}-{}", first, last);
     if (layer.dense) {
-      table.add_row({name, "-", "-", "-", format_count(layer.tokens.total) + " (dense)"});
+      table.add_row({name, "-", "-", "-", format_count(explanation.kv_len) + " (dense)"});
     } else {
-      table.add_row({name, format_count(layer.tokens.sink), format_count(layer.tokens.local),
-                     format_count(layer.tokens.selected), format_count(layer.tokens.total)});
+      table.add_row({name, format_count(layer.budget.sink), format_count(layer.budget.local),
+                     format_count(layer.budget.selected), format_count(layer.budget.total)});
     }
   }
   return table.text();
 }
 
 void write_explanation(Output& output, const ExplainFlags& flags, const Policy& policy, const SelectorShape& shape,
-                       const PolicyCost& cost) {
-  output.write(fmt::format("policy       {}\n", policy.to_string()));
-  output.write(fmt::format("shape        {} layers, {} query heads, {} KV heads, head_dim {}, {} cache{}\n", shape.num_layers,
-                           shape.num_kv_heads * shape.group, shape.num_kv_heads, shape.head_dim, to_string(shape.kv_dtype),
-                           flags.model.empty() ? " (assumed; -m takes a model's)" : ""));
+                       const PolicyExplanation& explanation) {
+  const StepBytes bytes = step_bytes(explanation, shape);
+  output.write(fmt::format("policy       {}\n", explanation.policy));
+  output.write(fmt::format("shape        {} layers, {} query heads, {} KV heads, head_dim {}, {} cache{}\n",
+                           shape.num_layers, shape.num_kv_heads * shape.group, shape.num_kv_heads, shape.head_dim,
+                           to_string(shape.kv_dtype),
+                           flags.model.empty() ? "\n             (assumed; -m takes a model's)" : ""));
   output.write(fmt::format("context      {} cached tokens\n\n", format_count(flags.ctx_size)));
   output.write("Tokens of one list (one KV head of one layer, shared by its query heads):\n\n");
-  output.write(layer_table(cost));
-  output.write(fmt::format("\nBytes of one decode step, all layers:\n\n"
-                           "keys and values  {}\n"
-                           "index            {}\n"
-                           "dense attention  {}\n\n"
-                           "density      {:.4f}\n"
-                           "sparsity     {:.1f}x\n"
-                           "bytes_ratio  {:.4f}, which bounds the speed-up of attention at {:.1f}x\n",
-                           format_bytes(cost.row_bytes), format_bytes(cost.index_bytes), format_bytes(cost.dense_bytes),
-                           cost.density(), 1.0 / cost.density(), cost.bytes_ratio(), 1.0 / cost.bytes_ratio()));
-  if (!policy.dense && flags.ctx_size < policy.min_kv_len) {
-    output.write(fmt::format("\nEvery step is dense here: the policy starts at min={} cached tokens.\n", policy.min_kv_len));
-  } else if (!policy.dense && 1.0 / cost.density() < 0.9 * flags.ctx_size / policy.total.tokens(flags.ctx_size)) {
-    output.write(fmt::format("\nLess than 90 % of the {:.1f}x asked for: some layers are dense or read more.\n",
-                             static_cast<double>(flags.ctx_size) / policy.total.tokens(flags.ctx_size)));
+  output.write(layer_table(explanation));
+  output.write(
+      fmt::format("\nBytes of one decode step, all layers:\n\n"
+                  "keys, values {:>10}\n"
+                  "index        {:>10}   {:.1f} B per token and KV head, beside {:.0f} B of key and value\n"
+                  "dense        {:>10}\n\n"
+                  "density      {:.4f}\n"
+                  "sparsity     {:.1f}x\n"
+                  "bytes_ratio  {:.4f}, which bounds the speed-up of attention at {:.1f}x\n",
+                  format_bytes(bytes.rows), format_bytes(bytes.index), explanation.index_bytes_per_token,
+                  explanation.row_bytes_per_token, format_bytes(bytes.dense), explanation.density, explanation.sparsity(),
+                  explanation.bytes_ratio, explanation.speed_ceiling()));
+  if (policy.dense) return;
+  const double asked = static_cast<double>(flags.ctx_size) / policy.total.tokens(flags.ctx_size);
+  if (flags.ctx_size < policy.min_kv_len) {
+    output.write(
+        fmt::format("\nEvery step is dense here: the policy starts at min={} cached tokens.\n", policy.min_kv_len));
+  } else if (explanation.sparsity() < 0.9 * asked) {
+    output.write(fmt::format("\nLess than 90 % of the {:.1f}x asked for: some layers are dense or read more.\n", asked));
   }
 }
 
 void explain(const ExplainFlags& flags) {
   const SelectorShape shape = read_shape(flags);
   const Policy policy = unwrap(Policy::parse(flags.policy), ExitCode::usage);
-  const PolicyCost cost = unwrap(policy_cost(policy, shape, flags.ctx_size), ExitCode::usage);
+  const PolicyExplanation explanation = unwrap(explain_policy(policy, shape, flags.ctx_size), ExitCode::usage);
   Output output;
   if (!flags.json) {
-    write_explanation(output, flags, policy, shape, cost);
+    write_explanation(output, flags, policy, shape, explanation);
     output.commit();
     return;
   }
+  const StepBytes bytes = step_bytes(explanation, shape);
   nlohmann::ordered_json record = {{"policy", flags.policy},
-                                   {"policy_resolved", policy.to_string()},
+                                   {"policy_resolved", explanation.policy},
                                    {"kv_len", flags.ctx_size},
                                    {"num_layers", shape.num_layers},
                                    {"num_q_heads", shape.num_kv_heads * shape.group},
                                    {"num_kv_heads", shape.num_kv_heads},
                                    {"head_dim", shape.head_dim},
                                    {"kv_dtype", to_string(shape.kv_dtype)},
-                                   {"row_bytes", cost.row_bytes},
-                                   {"index_bytes", cost.index_bytes},
-                                   {"dense_bytes", cost.dense_bytes},
-                                   {"density", cost.density()},
-                                   {"sparsity", 1.0 / cost.density()},
-                                   {"bytes_ratio", cost.bytes_ratio()}};
-  for (const LayerCost& layer : cost.layers) {
+                                   {"index_bytes_per_token", explanation.index_bytes_per_token},
+                                   {"row_bytes", bytes.rows},
+                                   {"index_bytes", bytes.index},
+                                   {"dense_bytes", bytes.dense},
+                                   {"density", explanation.density},
+                                   {"sparsity", explanation.sparsity()},
+                                   {"bytes_ratio", explanation.bytes_ratio}};
+  for (const LayerExplanation& layer : explanation.layers) {
     record["layers"].push_back({{"dense", layer.dense},
-                                {"sink", layer.tokens.sink},
-                                {"local", layer.tokens.local},
-                                {"selected", layer.tokens.selected},
-                                {"total", layer.tokens.total}});
+                                {"sink", layer.budget.sink},
+                                {"local", layer.budget.local},
+                                {"selected", layer.budget.selected},
+                                {"total", layer.dense ? flags.ctx_size : layer.budget.total}});
   }
   output.write(record.dump() + "\n");
   output.commit();
@@ -141,8 +164,9 @@ void list() {
       {Spend::uniform, "half to the best scores, half drawn evenly from the rest; for comparison"},
   };
   for (const auto& [spend, text] : rules) output.write(fmt::format("  {:<10} {}\n", to_string(spend), text));
-  output.write("\nThe whole text form is explained in docs/guide/policies.md; rarefy policy explain POLICY\n"
-               "--ctx-size N shows what one means at a context length.\n");
+  output.write(
+      "\nThe text form is explained in docs/guide/policies.md. rarefy policy explain POLICY\n"
+      "--ctx-size N shows what one means at a context length.\n");
   output.commit();
 }
 
@@ -153,7 +177,9 @@ void add_explain(CLI::App& parent) {
                             "Tokens per part, index bytes, bytes_ratio and sparsity; nothing is run.",
                             "  rarefy policy explain 50x --ctx-size 131072\n"
                             "  rarefy policy explain 'total=0.02 index=sign dense_layers=0' --ctx-size 32768 -m MODEL");
-  verb->add_option("policy", flags->policy, "50x, dense, or a text like 'total=0.02 index=sign'")->required()->type_name("");
+  verb->add_option("policy", flags->policy, "50x, dense, or a text like 'total=0.02 index=sign'")
+      ->required()
+      ->type_name("");
   verb->add_option("-c,--ctx-size", flags->ctx_size, "cached tokens")
       ->required()
       ->check(CLI::Range(1, 1 << 30))

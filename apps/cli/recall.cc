@@ -146,7 +146,8 @@ void write_json(Output& output, const Flags& flags, const LoadedModel& loaded, D
   }
 }
 
-void write_table(Output& output, const std::vector<Arm>& arms, const std::vector<ArmRecall>& results, int64_t context_tokens) {
+void write_table(Output& output, const std::vector<Arm>& arms, const std::vector<ArmRecall>& results,
+                 int64_t context_tokens) {
   Table quality({"policy", "right", "recall", "95 % interval", "of dense", "95 % interval"});
   Table cost({"policy", "density", "bytes_ratio", "error, estimated", "error, audited", "ms/token"});
   for (size_t i = 0; i < arms.size(); ++i) {
@@ -160,17 +161,19 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
                      fmt::format("{:.3f} .. {:.3f}", interval.low, interval.high),
                      when(i > 0, fmt::format("{:.3f}", ratio.value)),
                      when(i > 0, fmt::format("{:.3f} .. {:.3f}", ratio.interval.low, ratio.interval.high))});
-    cost.add_row({name, fmt::format("{:.4f}", arm.counters.traffic.density()),
-                  fmt::format("{:.4f}", arm.counters.traffic.bytes_ratio()),
-                  when(arm.counters.estimated_count > 0, fmt::format("{:.3f}", arm.counters.estimated_rms())),
-                  when(arm.counters.audited_count > 0, fmt::format("{:.3f}", arm.counters.audited_rms())),
-                  fmt::format("{:.2f}", 1e3 * arm.counters.decode_seconds / static_cast<double>(arm.counters.decode_tokens))});
+    cost.add_row(
+        {name, fmt::format("{:.4f}", arm.counters.traffic.density()),
+         fmt::format("{:.4f}", arm.counters.traffic.bytes_ratio()),
+         when(arm.counters.estimated_count > 0, fmt::format("{:.3f}", arm.counters.estimated_rms())),
+         when(arm.counters.audited_count > 0, fmt::format("{:.3f}", arm.counters.audited_rms())),
+         fmt::format("{:.2f}", 1e3 * arm.counters.decode_seconds / static_cast<double>(arm.counters.decode_tokens))});
   }
-  output.write(fmt::format("{} questions about {} contexts of {} tokens; an answer counts when every token is right.\n"
-                           "Intervals: Wilson; of the ratio to dense: paired bootstrap over {}.\n"
-                           "Errors are root mean squares per head.\n\n",
-                           format_count(results[0].num_questions()), results[0].right.size(), format_count(context_tokens),
-                           ratio_to_dense(results[0], results[0]).over));
+  output.write(
+      fmt::format("{} questions about {} contexts of {} tokens; an answer counts when every token is right.\n"
+                  "Intervals: Wilson; of the ratio to dense: paired bootstrap over {}.\n"
+                  "Errors are root mean squares per head.\n\n",
+                  format_count(results[0].num_questions()), results[0].right.size(), format_count(context_tokens),
+                  ratio_to_dense(results[0], results[0]).over));
   output.write(quality.text() + "\n" + cost.text());
   for (size_t i = 1; i < arms.size(); ++i) {
     output.write(fmt::format("{}{} = {}\n", i == 1 ? "\n" : "", arms[i].name, arms[i].policy.to_string()));
@@ -251,7 +254,8 @@ void add_recall(CLI::App& parent) {
       ->check(CLI::Range(0, 1 << 30))
       ->type_name("N");
   verb->add_option("--resume", flags->resume, "keep finished contexts in this file and go on from it")->type_name("FILE");
-  verb->add_option("--set", flags->set, "name of the questions in JSON results (default: the file's name)")->type_name("NAME");
+  verb->add_option("--set", flags->set, "name of the questions in JSON results (default: the file's name)")
+      ->type_name("NAME");
   verb->add_flag("--json", flags->json, "write one JSON object a line instead of the table");
   verb->add_option("--output", flags->output, "write to this file instead of standard output")->type_name("FILE");
   verb->callback([flags] { run(*flags); });

@@ -46,13 +46,15 @@ std::string run_table(const RunStats& prefill, const RunStats& decode) {
   text += fmt::format("  {:<18}{}\n", "policy", wrapped(decode.policy, 58, std::string(20, ' ')));
   if (decode.decode_tokens == 0) return text;
   text += fmt::format("  {:<18}{:.4f} of the cached tokens\n", "density", traffic.density());
-  text += fmt::format("  {:<18}{:.4f} of the KV bytes of dense attention, index included\n", "bytes_ratio", traffic.bytes_ratio());
+  text += fmt::format("  {:<18}{:.4f} of the KV bytes of dense attention, index included\n", "bytes_ratio",
+                      traffic.bytes_ratio());
   const int64_t steps = traffic.dense_layer_steps + traffic.sparse_layer_steps;
   if (traffic.sparse_layer_steps > 0 && traffic.dense_layer_steps > 0) {
     text += fmt::format("  {:<18}{} of {} (layer, step) pairs\n", "ran dense", format_count(traffic.dense_layer_steps),
                         format_count(steps));
   }
-  if (traffic.sparse_layer_steps > 0) text += fmt::format("  {:<18}{}\n", "error, estimated", error_text(decode.estimated_error));
+  if (traffic.sparse_layer_steps > 0)
+    text += fmt::format("  {:<18}{}\n", "error, estimated", error_text(decode.estimated_error));
   const AuditStats& audit = decode.audit;
   if (audit.layer_steps > 0) {
     text += fmt::format("  {:<18}{}\n", "error, audited", error_text(audit.error));
@@ -61,8 +63,9 @@ std::string run_table(const RunStats& prefill, const RunStats& decode) {
                         audit.worst.head, format_count(audit.worst.position));
     text += fmt::format("  {:<18}median {:.3f} of the attention\n", "mass, audited", audit.mass.quantile(0.5));
     if (audit.certificate_pairs > 0) {
-      text += fmt::format("  {:<18}{:.1f} % of audited errors within 1.96 x estimated\n", "certificate",
-                          100.0 * static_cast<double>(audit.certificate_covered) / static_cast<double>(audit.certificate_pairs));
+      text += fmt::format(
+          "  {:<18}{:.1f} % of audited errors within 1.96 x estimated\n", "certificate",
+          100.0 * static_cast<double>(audit.certificate_covered) / static_cast<double>(audit.certificate_pairs));
     }
   }
   return text;

@@ -26,7 +26,9 @@ void PassageScores::add(std::span<const float> dense, std::span<const float> log
     divergence += std::exp(p) * (p - (static_cast<double>(logits[i]) - sum));
   }
   divergences.push_back(std::max(0.0, divergence));  // rounding can leave a crumb below 0
-  const auto top = [](std::span<const float> row) { return std::max_element(row.begin(), row.end()) - row.begin(); };  // row: [vocab_size] f32
+  const auto top = [](std::span<const float> row) {
+    return std::max_element(row.begin(), row.end()) - row.begin();
+  };  // row: [vocab_size] f32
   same_top += top(dense) == top(logits) ? 1 : 0;
 }
 

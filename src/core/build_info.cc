@@ -12,12 +12,12 @@ struct Target {
   int64_t bit;
 };
 // Best first; what src/cpu/simd/targets.h enumerates.
-constexpr Target kTargets[] = {
-    {"AVX3", HWY_AVX3}, {"AVX2", HWY_AVX2},
+constexpr Target kTargets[] = {{"AVX3", HWY_AVX3},
+                               {"AVX2", HWY_AVX2},
 #ifdef HWY_SSE2  // Highway 1.0.4 and later
-    {"SSE2", HWY_SSE2},
+                               {"SSE2", HWY_SSE2},
 #endif
-    {"NEON", HWY_NEON}};
+                               {"NEON", HWY_NEON}};
 
 BuildInfo make_build_info() {
   BuildInfo info;
