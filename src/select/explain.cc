@@ -17,8 +17,9 @@ Expected<PolicyExplanation> explain_policy(const Policy& policy, const SelectorS
     RAREFY_ASSIGN_OR_RETURN(const auto selector, make_selector(policy.index, shape));
     result.index_bytes_per_token = selector->bytes_per_token();
     if (!policy.total.is_fraction && policy.total.value > kv_len) {
-      return Status::invalid_argument(fmt::format("policy: total={} asks for more tokens than the {} there are; lower total or use dense",
-                                                  static_cast<int64_t>(policy.total.value), kv_len));
+      return Status::invalid_argument(
+          fmt::format("policy: total={} asks for more tokens than the {} there are; lower total or use dense",
+                      static_cast<int64_t>(policy.total.value), kv_len));
     }
   }
   double density_sum = 0.0, bytes_sum = 0.0;

@@ -48,7 +48,8 @@ Status bad_value(std::string_view key, std::string_view expected, std::string_vi
 
 // A whole number is a count of tokens; a number with a point or a per cent sign is a fraction.
 Expected<Budget> parse_budget(std::string_view key, std::string_view text) {
-  constexpr std::string_view kExpected = "a fraction above 0 and at most 1 (0.02), a percentage (2%) or a number of tokens (400)";
+  constexpr std::string_view kExpected =
+      "a fraction above 0 and at most 1 (0.02), a percentage (2%) or a number of tokens (400)";
   Budget budget;
   const bool is_percentage = text.ends_with('%');
   int32_t tokens = 0;
@@ -109,6 +110,12 @@ Status apply(std::string_view key, std::string_view value, Policy& policy) {
   } else if (key.starts_with("total@")) {
     RAREFY_ASSIGN_OR_RETURN(LayerOverride range, parse_layer_range(key, key.substr(6)));
     RAREFY_ASSIGN_OR_RETURN(range.total, parse_budget(key, value));
+    // The same layers under another spelling, total@1 and total@1-1.
+    for (const LayerOverride& other : policy.overrides) {
+      if (!other.dense && other.first_layer == range.first_layer && other.last_layer == range.last_layer) {
+        return Status::invalid_argument(fmt::format("policy: '{}' is given twice", key));
+      }
+    }
     policy.overrides.push_back(range);
   } else if (key == "sink") {
     RAREFY_ASSIGN_OR_RETURN(policy.sink, parse_count(key, value));
@@ -130,10 +137,12 @@ Status apply(std::string_view key, std::string_view value, Policy& policy) {
   } else if (key == "dense_layers") {
     return parse_dense_layers(value, policy);
   } else if (key == "eps" || key == "delta" || key == "max") {
-    return Status::unsupported(fmt::format("policy: {}= (a target for the error) is not offered by this version; give total=", key));
+    return Status::unsupported(
+        fmt::format("policy: {}= (a target for the error) is not offered by this version; give total=", key));
   } else {
     return Status::invalid_argument(fmt::format(
-        "policy: unknown key '{}'; expected total, total@LAYERS, sink, local, index, spend, floor, min or dense_layers", key));
+        "policy: unknown key '{}'; expected total, total@LAYERS, sink, local, index, spend, floor, min or dense_layers",
+        key));
   }
   return {};
 }
@@ -177,8 +186,8 @@ Expected<Policy> Policy::parse(std::string_view text) {
       has_total = true;
       seen.emplace("total");
     } else if (equals == std::string_view::npos) {
-      return Status::invalid_argument(fmt::format(
-          "policy: word '{}': expected key=value{}", word, is_first ? ", a sparsity such as 50x, or dense" : ""));
+      return Status::invalid_argument(fmt::format("policy: word '{}': expected key=value{}", word,
+                                                  is_first ? ", a sparsity such as 50x, or dense" : ""));
     } else {
       const std::string_view key = word.substr(0, equals);
       if (!seen.emplace(key).second) return Status::invalid_argument(fmt::format("policy: '{}' is given twice", key));
@@ -189,7 +198,8 @@ Expected<Policy> Policy::parse(std::string_view text) {
   if (is_dense) return Policy{};
   if (!has_total) {
     return Status::invalid_argument(
-        "policy: expected a budget (total=0.02 or total=400), a sparsity such as 50x, or dense; got '" + std::string(text) + "'");
+        "policy: expected a budget (total=0.02 or total=400), a sparsity such as 50x, or dense; got '" + std::string(text) +
+        "'");
   }
   // The order in which to_string() writes them; dense layers win over totals whatever the order.
   std::stable_partition(policy.overrides.begin(), policy.overrides.end(), [](const LayerOverride& o) { return o.dense; });
@@ -246,8 +256,8 @@ Status Policy::check(int32_t num_layers) const {
   if (dense) return {};
   for (const LayerOverride& special : overrides) {
     if (special.last_layer >= num_layers) {
-      return Status::invalid_argument(fmt::format("policy: layer {} does not exist; the model has layers 0 to {}",
-                                                  special.last_layer, num_layers - 1));
+      return Status::invalid_argument(
+          fmt::format("policy: layer {} does not exist; the model has layers 0 to {}", special.last_layer, num_layers - 1));
     }
   }
   const std::string_view name = std::string_view(index).substr(0, index.find(':'));

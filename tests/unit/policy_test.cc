@@ -36,7 +36,8 @@ TEST(Policy, ShorthandIsTheDefaultRecipe) {
 }
 
 TEST(Policy, ReadsEveryKey) {
-  const Policy policy = parse("total=400 sink=8 local=64 index=quest16:int8 spend=half floor=0.1 min=1024 dense_layers=0,2-3 total@5-6=0.05");
+  const Policy policy =
+      parse("total=400 sink=8 local=64 index=quest16:int8 spend=half floor=0.1 min=1024 dense_layers=0,2-3 total@5-6=0.05");
   EXPECT_FALSE(policy.total.is_fraction);
   EXPECT_EQ(policy.total.tokens(100000), 400);
   EXPECT_EQ(policy.sink, 8);
@@ -81,7 +82,8 @@ TEST(Policy, ResolvedTextParsesBack) {
     const int32_t num_dense = pick(3);
     for (int32_t i = 0; i < num_dense; ++i) policy.overrides.push_back({i * 10, i * 10 + pick(3), true, {}});
     const int32_t num_totals = pick(3);
-    for (int32_t i = 0; i < num_totals; ++i) policy.overrides.push_back({i * 10 + 5, i * 10 + 5 + pick(3), false, budget()});
+    for (int32_t i = 0; i < num_totals; ++i)
+      policy.overrides.push_back({i * 10 + 5, i * 10 + 5 + pick(3), false, budget()});
     EXPECT_EQ(parse(policy.to_string()), policy) << policy.to_string();
   }
 }
@@ -92,12 +94,43 @@ TEST(Policy, RefusesNonsenseAndSaysWhatItExpected) {
   EXPECT_NE(refusal("50x eps=0.1").find("not offered"), std::string::npos);
   EXPECT_NE(refusal("50x total=0.1").find("given twice"), std::string::npos);
   EXPECT_NE(refusal("index=sign").find("expected a budget"), std::string::npos);
-  for (const char* text :
-       {"", "  ", "0.5x", "x", "-50x", "nanx", "infx", "50y", "dense 50x", "50x dense", "total=", "total=0", "total=-1", "total=1.5", "total=nan",
-        "total=inf", "total=0.0", "total=101%", "total=2%%", "total=1e400", "total=0.02 sink=-1", "total=0.02 sink=1.5",
-        "total=0.02 local=99999999999", "total=0.02 floor=1", "total=0.02 floor=-0.1", "total=0.02 min=x", "total=0.02 index=",
-        "total=0.02 dense_layers=", "total=0.02 dense_layers=1,", "total=0.02 dense_layers=3-1", "total=0.02 dense_layers=-1",
-        "total=0.02 total@=0.1", "total=0.02 total@1-=0.1", "total=0.02 =3", "total=0.02 sink=1 sink=2", "total@0=0.5"}) {
+  for (const char* text : {"",
+                           "  ",
+                           "0.5x",
+                           "x",
+                           "-50x",
+                           "nanx",
+                           "infx",
+                           "50y",
+                           "dense 50x",
+                           "50x dense",
+                           "total=",
+                           "total=0",
+                           "total=-1",
+                           "total=1.5",
+                           "total=nan",
+                           "total=inf",
+                           "total=0.0",
+                           "total=101%",
+                           "total=2%%",
+                           "total=1e400",
+                           "total=0.02 sink=-1",
+                           "total=0.02 sink=1.5",
+                           "total=0.02 local=99999999999",
+                           "total=0.02 floor=1",
+                           "total=0.02 floor=-0.1",
+                           "total=0.02 min=x",
+                           "total=0.02 index=",
+                           "total=0.02 dense_layers=",
+                           "total=0.02 dense_layers=1,",
+                           "total=0.02 dense_layers=3-1",
+                           "total=0.02 dense_layers=-1",
+                           "total=0.02 total@=0.1",
+                           "total=0.02 total@1-=0.1",
+                           "total=0.02 =3",
+                           "total=0.02 sink=1 sink=2",
+                           "50x total@1=5 total@1-1=6",
+                           "total@0=0.5"}) {
     EXPECT_FALSE(Policy::parse(text)) << text;
   }
 }

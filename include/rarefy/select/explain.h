@@ -13,21 +13,21 @@ namespace rarefy {
 struct LayerExplanation {
   int32_t layer = 0;
   bool dense = false;
-  TokenBudget budget;          // of one list; zero when dense
-  double density = 1.0;        // tokens read / tokens cached
-  double bytes_ratio = 1.0;    // (rows + index) / what dense attention reads
+  TokenBudget budget;        // of one list; zero when dense
+  double density = 1.0;      // tokens read / tokens cached
+  double bytes_ratio = 1.0;  // (rows + index) / what dense attention reads
 };
 
 struct PolicyExplanation {
-  std::string policy;                  // resolved text
+  std::string policy;  // resolved text
   int32_t kv_len = 0;
-  double index_bytes_per_token = 0.0;  // per token and KV head, read in every sparse step
-  double row_bytes_per_token = 0.0;    // key and value of one token and KV head
-  double density = 1.0;                // mean over layers
-  double bytes_ratio = 1.0;            // mean over layers
-  double sparsity() const { return 1.0 / density; }            // tokens
-  double speed_ceiling() const { return 1.0 / bytes_ratio; }   // of attention bound by memory, index counted
-  std::vector<LayerExplanation> layers;  // [num_layers]
+  double index_bytes_per_token = 0.0;                         // per token and KV head, read in every sparse step
+  double row_bytes_per_token = 0.0;                           // key and value of one token and KV head
+  double density = 1.0;                                       // mean over layers
+  double bytes_ratio = 1.0;                                   // mean over layers
+  double sparsity() const { return 1.0 / density; }           // tokens
+  double speed_ceiling() const { return 1.0 / bytes_ratio; }  // of attention bound by memory, index counted
+  std::vector<LayerExplanation> layers;                       // [num_layers]
 };
 
 // Refuses what policy.check() refuses, selectors that do not fit the shape, and budgets above kv_len.

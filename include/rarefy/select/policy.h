@@ -53,7 +53,8 @@ struct Policy {
   int32_t local = 32;
   std::string index;  // selector text, select/registry.h
   Spend spend = Spend::priority;
-  double floor = 0.0;  // m: a share of the estimated probability spread evenly over all tokens, against scores that are far too low
+  double floor =
+      0.0;  // m: a share of the estimated probability spread evenly over all tokens, against scores that are far too low
   int32_t min_kv_len = 512;
   std::vector<LayerOverride> overrides;  // dense ones win, then later ones
 
