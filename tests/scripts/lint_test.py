@@ -186,6 +186,15 @@ class TextTest(unittest.TestCase):
         self.assertEqual(load("lint_text").check_text("src/core/a.cc", text, "| `RAREFY_NEW` | 1 |"), [])
 
 
+class LinksTest(TreeTest):
+    def test_links_must_lead_somewhere(self):
+        check = load("lint_text").check_links
+        self.write("docs/a.md", "")
+        self.assertEqual(check(self.root, "README.md", "[a](docs/a.md#part) [w](https://example.org/x)"), [])
+        self.assertEqual(len(check(self.root, "README.md", "[b](docs/b.md)")), 1)
+        self.assertEqual(len(check(self.root, "src/x.cc", "// see docs/b.md")), 1)
+
+
 class HeadersTest(TreeTest):
     def run_lint(self):
         return subprocess.run([SCRIPTS / "lint_headers", self.root], capture_output=True, text=True).returncode
