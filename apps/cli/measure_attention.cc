@@ -1,0 +1,346 @@
+#include <fmt/format.h>
+#include <omp.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <random>
+
+#include "bench_attention.h"
+#include "failure.h"
+#include "rarefy/attention/decode.h"
+#include "rarefy/core/device.h"
+#include "rarefy/select/registry.h"
+#include "rarefy/select/selection.h"
+
+namespace rarefy::cli {
+namespace {
+
+// Read before every timed call: eight times the last-level cache of the machines this was written on, so that nothing of an
+// earlier call is left in it.
+constexpr int64_t kEvictionBytes = int64_t{256} << 20;
+constexpr int32_t kMinLayers = 3;     // calls rotate over this many copies of the cache
+constexpr int32_t kFillTokens = 512;  // written at a time
+
+double now_us() {
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Memory that asks for huge pages: a streaming read of it is not slowed down by address translation.
+class StreamBuffer {
+ public:
+  explicit StreamBuffer(int64_t bytes) : words_(bytes / 8) {
+    void* memory = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) fail(ExitCode::run_failed, fmt::format("bench attention: no memory for {} bytes", bytes));
+#ifdef MADV_HUGEPAGE
+    static_cast<void>(madvise(memory, static_cast<size_t>(bytes), MADV_HUGEPAGE));
+#endif
+    data_ = static_cast<uint64_t*>(memory);
+#pragma omp parallel for schedule(static) num_threads(num_threads())
+    for (int64_t i = 0; i < words_; ++i) data_[i] = static_cast<uint64_t>(i);
+  }
+  ~StreamBuffer() { munmap(data_, static_cast<size_t>(bytes())); }
+  StreamBuffer(const StreamBuffer&) = delete;
+  StreamBuffer& operator=(const StreamBuffer&) = delete;
+
+  // Time of one pass over the buffer.
+  double read_us() {
+    const double start = now_us();
+    // Whole cache lines into eight sums: the loads, not the additions, set the pace.
+    constexpr int64_t kLine = 8;
+    uint64_t sums[kLine] = {};
+#pragma omp parallel for schedule(static) reduction(+ : sums) num_threads(num_threads())
+    for (int64_t i = 0; i < words_; i += kLine) {
+      for (int64_t j = 0; j < kLine; ++j) sums[j] += data_[i + j];
+    }
+    uint64_t total = 0;
+    for (const uint64_t sum : sums) total += sum;
+    const double time = now_us() - start;
+    checksum_ += total;
+    return time;
+  }
+  int64_t bytes() const { return words_ * 8; }
+  uint64_t checksum() const { return checksum_; }  // keeps the reads from being optimised away
+
+ private:
+  int64_t words_;
+  uint64_t* data_;
+  uint64_t checksum_ = 0;
+};
+
+// The cache of one case: `layers` copies of the same shape with different contents, and the sequences of the batch.
+class BenchCache {
+ public:
+  BenchCache(const AttentionBenchCase& description, int32_t num_layers) : case_(description) {
+    KvCacheConfig config;
+    config.num_layers = num_layers;
+    config.num_kv_heads = case_.num_kv_heads;
+    config.head_dim = case_.head_dim;
+    config.dtype = case_.kv_dtype;
+    config.page_size = case_.page_size;
+    const int64_t pages = (case_.kv_len + case_.page_size - 1) / case_.page_size + 1;
+    config.max_tokens = case_.batch * pages * case_.page_size;
+    cache = unwrap(KvCache::create(config));
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    // A pool of normal numbers, read from random offsets: fast, and no two rows are alike.
+    std::vector<float> pool(1 << 20);
+    for (float& value : pool) value = normal(random);
+    const size_t row = static_cast<size_t>(case_.num_kv_heads) * static_cast<size_t>(case_.head_dim);
+    std::vector<float> keys(kFillTokens * row), values(keys.size());
+    const auto fill = [&](std::vector<float>& rows) {
+      for (size_t i = 0; i < rows.size(); i += static_cast<size_t>(case_.head_dim)) {
+        const size_t offset = random() % (pool.size() - static_cast<size_t>(case_.head_dim));
+        std::copy_n(pool.data() + offset, case_.head_dim, rows.data() + i);
+      }
+    };
+    for (int32_t sequence = 0; sequence < case_.batch; ++sequence) {
+      sequences.push_back(cache->new_sequence());
+      for (int32_t done = 0; done < case_.kv_len; done += kFillTokens) {
+        check(sequences.back().begin_append(std::min(kFillTokens, case_.kv_len - done)));
+        for (int32_t layer = 0; layer < num_layers; ++layer) {
+          fill(keys);
+          fill(values);
+          check(sequences.back().write(layer, keys.data(), values.data()));
+        }
+        sequences.back().commit();
+      }
+    }
+  }
+
+  // All sequences of one layer in one view.
+  PagedKvView batch_view(int32_t layer) {
+    PagedKvView view = sequences[0].view(layer);
+    const int32_t pages = (case_.kv_len + case_.page_size - 1) / case_.page_size;
+    page_table_.clear();
+    kv_lens_.assign(static_cast<size_t>(case_.batch), case_.kv_len);
+    for (KvSequence& sequence : sequences) {
+      const int32_t* table = sequence.view(layer).page_table;  // [max_pages_per_sequence] i32
+      page_table_.insert(page_table_.end(), table, table + pages);
+    }
+    view.page_table = page_table_.data();
+    view.max_pages_per_sequence = pages;
+    view.kv_lens = kv_lens_.data();
+    return view;
+  }
+
+  std::shared_ptr<KvCache> cache;
+  std::vector<KvSequence> sequences;
+
+ private:
+  const AttentionBenchCase& case_;
+  std::vector<int32_t> page_table_, kv_lens_;  // [batch, max_pages] and [batch] i32
+};
+
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) : bytes_(bytes), data_(::operator new(std::max<size_t>(bytes, 64), std::align_val_t{64})) {}
+  ~Workspace() { ::operator delete(data_, std::align_val_t{64}); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  void give(DecodeArgs& args) const {
+    args.workspace = data_;
+    args.workspace_bytes = bytes_;
+  }
+
+ private:
+  size_t bytes_;
+  void* data_;  // [bytes] bytes
+};
+
+// Tokens drawn evenly without replacement, ascending, as the contract of index_set.h asks; different for every layer.
+std::vector<IndexSet> draw_indices(const AttentionBenchCase& description, int32_t num_layers) {
+  std::vector<IndexSet> sets(static_cast<size_t>(num_layers));
+  std::mt19937 random(2);
+  std::vector<int32_t> tokens(static_cast<size_t>(description.kv_len));
+  std::iota(tokens.begin(), tokens.end(), 0);
+  const int32_t count = description.num_selected();
+  for (IndexSet& set : sets) {
+    set.resize(description.batch, description.num_kv_heads, count);
+    for (int32_t list = 0; list < description.batch * description.num_kv_heads; ++list) {
+      for (int32_t i = 0; i < count; ++i) {
+        std::swap(tokens[static_cast<size_t>(i)], tokens[static_cast<size_t>(i) + random() % (tokens.size() - static_cast<size_t>(i))]);
+      }
+      int32_t* ids = set.token_ids(list / description.num_kv_heads, list % description.num_kv_heads);
+      std::copy_n(tokens.begin(), count, ids);
+      std::sort(ids, ids + count);
+      set.count(list / description.num_kv_heads, list % description.num_kv_heads) = count;
+    }
+  }
+  return sets;
+}
+
+DecodeProblem problem_of(const AttentionBenchCase& description, DType q_dtype, int32_t max_batch) {
+  DecodeProblem problem;
+  problem.num_q_heads = description.num_q_heads;
+  problem.num_kv_heads = description.num_kv_heads;
+  problem.head_dim = description.head_dim;
+  problem.q_dtype = q_dtype;
+  problem.kv_dtype = description.kv_dtype;
+  problem.page_size = description.page_size;
+  problem.max_batch = max_batch;
+  problem.max_selected = description.kv_len;
+  return problem;
+}
+
+// What one step of a session does in a layer: append the new token, update the index, select, attend with certificates.
+struct PolicyArm {
+  PolicyArm(const AttentionBenchCase& description, const std::string& text, BenchCache& cache, int32_t num_layers)
+      : policy(unwrap(Policy::parse(text), ExitCode::usage)),
+        plan(unwrap(DecodePlan::make(DecodeOp::sparse, Device{}, problem_of(description, DType::f32, 1)), ExitCode::usage)),
+        workspace(plan.workspace_bytes()) {
+    if (policy.layer_is_dense(0, description.kv_len)) {
+      fail(ExitCode::usage, fmt::format("policy {}: expected one that is sparse at kv_len={}; see rarefy policy explain", text,
+                                        description.kv_len));
+    }
+    const SelectorShape shape{num_layers, description.num_kv_heads, description.num_q_heads / description.num_kv_heads,
+                              description.head_dim, description.kv_dtype};
+    selector = unwrap(make_selector(policy.index, shape), ExitCode::usage);
+    selection.emplace_back(unwrap(Selection::make(policy, selector, shape, *cache.cache), ExitCode::usage));
+    for (KvSequence& sequence : cache.sequences) {
+      for (int32_t layer = 0; layer < num_layers; ++layer) check(selection[0].update_index(sequence, layer));
+    }
+    set.resize(1, description.num_kv_heads, policy.total_tokens(0, description.kv_len + 1) + 1);
+  }
+
+  Policy policy;
+  DecodePlan plan;
+  Workspace workspace;
+  std::shared_ptr<const Selector> selector;
+  std::vector<Selection> selection;  // one
+  IndexSet set;
+  SelectionCost cost;  // over all calls
+  int64_t num_calls = 0;
+};
+
+void check_shape(const AttentionBenchCase& description) {
+  if (description.num_q_heads % description.num_kv_heads != 0) {
+    fail(ExitCode::usage, fmt::format("num_q_heads: expected a multiple of num_kv_heads={}, got {}", description.num_kv_heads,
+                                      description.num_q_heads));
+  }
+}
+
+}  // namespace
+
+std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& description, int32_t num_repeats) {
+  check_shape(description);
+  const double row_bytes = 2.0 * description.head_dim * static_cast<double>(size_of(description.kv_dtype));
+  const double dense_bytes = row_bytes * description.num_kv_heads * description.kv_len * description.batch;
+  const auto num_layers = static_cast<int32_t>(
+      std::clamp(std::ceil(static_cast<double>(kEvictionBytes) / dense_bytes), static_cast<double>(kMinLayers), 16.0));
+
+  const DecodePlan dense = unwrap(DecodePlan::make(DecodeOp::dense, Device{}, problem_of(description, description.q_dtype, description.batch)), ExitCode::usage);
+  const DecodePlan sparse = unwrap(DecodePlan::make(DecodeOp::sparse, Device{}, problem_of(description, description.q_dtype, description.batch)), ExitCode::usage);
+  const Workspace workspace(std::max(dense.workspace_bytes(), sparse.workspace_bytes()));
+  StreamBuffer stream(kEvictionBytes);
+  BenchCache cache(description, num_layers);
+  const std::vector<IndexSet> indices = draw_indices(description, num_layers);
+  std::vector<std::unique_ptr<PolicyArm>> policy_arms;
+  for (const std::string& policy : description.policies) {
+    policy_arms.push_back(std::make_unique<PolicyArm>(description, policy, cache, num_layers));
+  }
+
+  const size_t row_elements = static_cast<size_t>(description.num_q_heads) * static_cast<size_t>(description.head_dim);
+  const size_t elements = row_elements * static_cast<size_t>(description.batch);
+  std::vector<float> q(elements), out(elements), new_row(row_elements), lse(elements), rel_std(elements), out_rel_std(elements);
+  std::vector<uint32_t> q_typed(elements);  // room for any q_dtype
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  for (float& value : new_row) value = normal(random);
+  for (size_t i = 0; i < elements; ++i) {
+    store_from_float(q_typed.data(), description.q_dtype, static_cast<int64_t>(i), normal(random));
+    q[i] = load_as_float(q_typed.data(), description.q_dtype, static_cast<int64_t>(i));
+  }
+
+  std::vector<MeasuredArm> arms(3);
+  arms[0] = {"read_bandwidth", "", "", "", DType::f32, static_cast<double>(stream.bytes()), 0, {}};
+  arms[1] = {"dense_decode", std::string(dense.implementation()), "", "", description.q_dtype, dense_bytes, description.kv_len, {}};
+  arms[2] = {"sparse_decode", std::string(sparse.implementation()), "", "", description.q_dtype,
+             row_bytes * description.num_kv_heads * description.num_selected() * description.batch, description.num_selected(), {}};
+  for (const auto& arm : policy_arms) {
+    arms.push_back({"append_select_attend", std::string(arm->plan.implementation()), arm->policy.to_string(), arm->policy.to_string(), DType::f32, 0.0, 0, {}});
+  }
+
+  int32_t layer = 0;
+  const auto attend = [&](const DecodePlan& plan, const IndexSet* set) {
+    DecodeArgs args;
+    args.batch = description.batch;
+    args.scale = 1.0f / std::sqrt(static_cast<float>(description.head_dim));
+    args.q = q_typed.data();
+    args.kv = cache.batch_view(layer);
+    if (set != nullptr) {
+      args.index = set->view();
+      args.index.log_weight = nullptr;  // given indices: every token counts once
+    }
+    args.out = out.data();
+    args.lse = lse.data();
+    workspace.give(args);
+    const double start = now_us();
+    check(plan.run(args));
+    return now_us() - start;
+  };
+  const auto step = [&](PolicyArm& arm, int64_t seed) {
+    double time = 0.0;
+    for (int32_t sequence = 0; sequence < description.batch; ++sequence) {
+      KvSequence& kv = cache.sequences[static_cast<size_t>(sequence)];
+      const double start = now_us();
+      check(kv.begin_append(1));
+      check(kv.write(layer, new_row.data(), new_row.data()));
+      check(arm.selection[0].update_index(kv, layer));
+      SelectionStep selection_step;
+      selection_step.layer = layer;
+      selection_step.scale = 1.0f / std::sqrt(static_cast<float>(description.head_dim));
+      selection_step.seed = static_cast<uint64_t>(seed);
+      selection_step.position = description.kv_len;
+      selection_step.q = q.data() + static_cast<size_t>(sequence) * row_elements;
+      SelectionCost cost;
+      check(arm.selection[0].select(kv, selection_step, arm.set, cost));
+      DecodeArgs args;
+      args.scale = selection_step.scale;
+      args.q = selection_step.q;
+      args.kv = kv.view(layer);
+      args.index = arm.set.view();
+      args.out = out.data() + static_cast<size_t>(sequence) * row_elements;
+      args.rel_std = rel_std.data();
+      args.out_rel_std = out_rel_std.data();
+      arm.workspace.give(args);
+      check(arm.plan.run(args));
+      time += now_us() - start;
+      kv.abort_append();
+      ++arm.num_calls;
+      arm.cost.tokens_selected += cost.tokens_selected;
+      arm.cost.index_bytes += cost.index_bytes;
+    }
+    return time;
+  };
+  const auto next_layer = [&] { layer = (layer + 1) % num_layers; };
+  // The first round warms up code, threads and page tables and is not recorded.
+  for (int32_t repeat = -1; repeat < num_repeats; ++repeat) {
+    const auto record = [&](MeasuredArm& arm, double time) {
+      if (repeat >= 0) arm.time_us.push_back(time);
+      next_layer();
+    };
+    record(arms[0], stream.read_us());
+    record(arms[1], attend(dense, nullptr));
+    stream.read_us();
+    record(arms[2], attend(sparse, &indices[static_cast<size_t>(layer)]));
+    for (size_t i = 0; i < policy_arms.size(); ++i) {
+      stream.read_us();
+      record(arms[3 + i], step(*policy_arms[i], repeat + 1));
+    }
+  }
+  if (stream.checksum() == 0) fail(ExitCode::run_failed, "bench attention: the read test lost its data");
+
+  for (size_t i = 0; i < policy_arms.size(); ++i) {
+    const PolicyArm& arm = *policy_arms[i];
+    const auto calls = static_cast<double>(arm.num_calls);
+    arms[3 + i].num_selected = std::lround(static_cast<double>(arm.cost.tokens_selected) / calls / description.num_kv_heads);
+    arms[3 + i].bytes = (row_bytes * static_cast<double>(arm.cost.tokens_selected) + static_cast<double>(arm.cost.index_bytes)) / calls * description.batch;
+  }
+  return arms;
+}
+
+}  // namespace rarefy::cli
