@@ -95,7 +95,12 @@ void run(const Flags& flags) {
   session.set_audit({.fraction = flags.model.audit});
 
   const size_t num_dense = prompt.size() - std::min<size_t>(prompt.size(), static_cast<size_t>(flags.policy_tokens));
-  prefill(session, {prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(num_dense)}, "prefill");
+  try {
+    prefill(session, {prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(num_dense)}, "prefill");
+  } catch (const Failure&) {
+    if (interrupted()) fmt::print(stderr, "{}", run_table(session.stats(), {}));
+    throw;
+  }
   const RunStats prefill_stats = session.stats();
   session.reset_stats();
   check(session.set_policy(policy));

@@ -43,6 +43,7 @@ std::string run_table(const RunStats& prefill, const RunStats& decode) {
   const Traffic& traffic = decode.traffic;
   std::string text = speed_line("prefill (dense)", prefill.prefill_tokens, prefill.prefill_seconds);
   text += speed_line("decode", decode.decode_tokens, decode.decode_seconds);
+  if (decode.policy.empty()) return text;
   text += fmt::format("  {:<18}{}\n", "policy", wrapped(decode.policy, 58, std::string(20, ' ')));
   if (decode.decode_tokens == 0) return text;
   text += fmt::format("  {:<18}{:.4f} of the cached tokens\n", "density", traffic.density());
