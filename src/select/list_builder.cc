@@ -10,6 +10,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int32_t kSampleTokens = 2048;    // at least, where there are as many: 6 % of 32,768 tokens
+constexpr float kSpikeMargin = 1.0f;       // nats
 constexpr int32_t kMinSampleBlocks = 48;   // large blocks: tokens of one block are alike
 constexpr int32_t kRunTokens = 512;     // scores of a run and 4 queries take 8 KiB of the L1 cache
 
@@ -137,8 +138,8 @@ int32_t ListBuilder::finish(std::vector<ScanPart>& parts, int32_t* token_ids, fl
   bool raised = false;
   for (const ScanPart& part : parts) {
     for (int32_t query = 0; query < problem_.group; ++query) {
-      if (part.maxima[query] > log_sums_[query]) {
-        log_sums_[query] = part.maxima[query];
+      if (part.maxima[query] - kSpikeMargin > log_sums_[query]) {
+        log_sums_[query] = part.maxima[query] - kSpikeMargin;
         raised = true;
       }
     }

@@ -4,10 +4,11 @@
 //   scan()    scores every block of a range once and keeps candidates; ranges may be scanned by different threads
 //   finish()  settles L_h and spends the budget; scans again itself in the rare cases that need it
 //
-// L_h, the log-sum-exp of query head h's scores, is max(ln Z_h, M_h). Z_h adds up exp(score) over the blocks that hold sink and
-// local tokens and, weighted, over every k-th of the others, at least 128 of them; M_h is the largest score of all tokens. The
-// maximum catches a single token outside the sample that outweighs everything else; neither depends on the random numbers.
-// Should M_h exceed what begin() estimated, a_i were too high, and the ranges are scanned again.
+// L_h, the log-sum-exp of query head h's scores, is max(ln Z_h, M_h - 1). Z_h adds up exp(score) over the blocks that hold sink
+// and local tokens and, weighted, over every k-th of the others, at least 2,048 tokens in 48 blocks; M_h is the largest score of
+// all tokens. The maximum catches a single token outside the sample that outweighs everything else; neither depends on the
+// random numbers. Should M_h - 1 exceed what begin() estimated, a_i were too high, and the ranges are scanned again (without the
+// margin of one nat that is twice as frequent and changes little: L_h only weighs the heads of a group against each other).
 #pragma once
 
 #include <optional>
