@@ -38,7 +38,7 @@ class CentredSignSelector final : public Selector {
 
   int64_t codes_offset() const { return static_cast<int64_t>(sizeof(float)) + shape_.head_dim; }
   int64_t codes_bytes() const { return cpu::nibble_block_bytes(num_lanes_, cpu::NibbleScale::e4m4); }
-  void store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const;  // rotated: [num_tokens, head_dim] f32
+  void store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const;  // rotated [num_tokens, head_dim] f32, entry [block_bytes] bytes
 
   SelectorShape shape_;
   Rotation rotation_;
