@@ -107,35 +107,33 @@ void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& block
   tables.steps = head.steps;
 
   std::array<const std::byte*, 2 * kScoreBlocks * kCodeBlocks> codes;  // [blocks, kCodeBlocks] pointers to [codes_bytes] bytes
-  std::array<float, kMaxGroup * kScoreBlocks> means;                   // [group, kScoreBlocks] f32; q . mean
+  std::array<const void*, kScoreBlocks> means;                         // [count] pointers to [head_dim] u8
+  std::array<float, kMaxGroup * kScoreBlocks> dots;                    // [group, kScoreBlocks] f32; q . code of the mean
+  std::array<float, kMaxGroup * kScoreBlocks * kCodeBlocks> offsets;   // [group, count, kCodeBlocks] f32; q . mean
   const int32_t num_known = blocks.num_blocks + blocks.num_ahead;
   for (int32_t first = 0; first < blocks.num_blocks; first += kScoreBlocks) {
     const int32_t count = std::min(kScoreBlocks, blocks.num_blocks - first);
     const int32_t ahead = std::min(kScoreBlocks, num_known - first - count);
     for (int32_t i = 0; i < count + ahead; ++i) {
-      for (int32_t part = 0; part < kCodeBlocks; ++part) {
-        codes[i * kCodeBlocks + part] = blocks.entries[first + i] + codes_offset() + part * codes_bytes();
-      }
-    }
-    for (int32_t i = 0; i < count; ++i) {
       const std::byte* entry = blocks.entries[first + i];  // [block_bytes] bytes
+      for (int32_t part = 0; part < kCodeBlocks; ++part) codes[i * kCodeBlocks + part] = entry + codes_offset() + part * codes_bytes();
+      if (i < count) {
+        means[i] = entry + sizeof(float);
+      } else {
+        for (int64_t line = 0; line < codes_offset(); line += 64) __builtin_prefetch(entry + line);
+      }
+    }
+    cpu::dot_rows(rotated, shape_.group, shape_.head_dim, means.data(), count, DType::u8, dots.data(), kScoreBlocks);
+    for (int32_t i = 0; i < count; ++i) {
       float step = 0.0f;
-      std::memcpy(&step, entry, sizeof(step));
-      cpu::dot_row(rotated, shape_.group, shape_.head_dim, entry + sizeof(step), DType::u8, means.data() + i, kScoreBlocks);
+      std::memcpy(&step, blocks.entries[first + i], sizeof(step));
       for (int32_t query = 0; query < shape_.group; ++query) {
-        float& mean = means[query * kScoreBlocks + i];
-        mean = step * (mean - kMeanMiddle * head.q_sums[query]);
+        const float offset = step * (dots[query * kScoreBlocks + i] - kMeanMiddle * head.q_sums[query]);
+        std::fill_n(offsets.begin() + (query * count + i) * kCodeBlocks, kCodeBlocks, offset);
       }
     }
-    float* out = scores + int64_t{first} * kBlockTokens;  // [group, score_stride] f32
-    cpu::nibble_scores(tables, codes.data(), count * kCodeBlocks, ahead * kCodeBlocks, out, score_stride);
-    for (int32_t query = 0; query < shape_.group; ++query) {
-      for (int32_t i = 0; i < count; ++i) {
-        float* block = out + query * score_stride + int64_t{i} * kBlockTokens;  // [kBlockTokens] f32
-        const float mean = means[query * kScoreBlocks + i];
-        for (int32_t token = 0; token < kBlockTokens; ++token) block[token] += mean;
-      }
-    }
+    cpu::nibble_scores(tables, {codes.data(), count * kCodeBlocks, ahead * kCodeBlocks, offsets.data()},
+                       scores + int64_t{first} * kBlockTokens, score_stride);
   }
 }
 

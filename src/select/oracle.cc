@@ -1,3 +1,4 @@
+#include <array>
 #include <cstring>
 
 #include "cpu/select/key_rows.h"
@@ -22,10 +23,12 @@ class OracleSelector final : public Selector {
     const auto* q = reinterpret_cast<const float*>(state);  // [group, head_dim] f32
     const int64_t row_bytes = blocks.key_token_stride * static_cast<int64_t>(size_of(shape_.kv_dtype));
     for (int32_t block = 0; block < blocks.num_blocks; ++block) {
-      const auto* row = static_cast<const std::byte*>(blocks.keys[block]);  // [head_dim] kv_dtype
-      for (int32_t token = 0; token < kBlockTokens; ++token, row += row_bytes) {
-        cpu::dot_row(q, shape_.group, shape_.head_dim, row, shape_.kv_dtype, scores + block * kBlockTokens + token, score_stride);
+      std::array<const void*, kBlockTokens> rows;  // [kBlockTokens] pointers to [head_dim] kv_dtype
+      for (int32_t token = 0; token < kBlockTokens; ++token) {
+        rows[token] = static_cast<const std::byte*>(blocks.keys[block]) + token * row_bytes;
       }
+      cpu::dot_rows(q, shape_.group, shape_.head_dim, rows.data(), kBlockTokens, shape_.kv_dtype,
+                    scores + int64_t{block} * kBlockTokens, score_stride);
     }
   }
 

@@ -63,12 +63,23 @@ class QuestSelector : public Selector {
     }
   }
   // page_scores [group] f32, scores [group, score_stride] f32
-  void spread(const float* page_scores, int32_t block, float* scores, int64_t score_stride) const {
-    for (int32_t query = 0; query < shape_.group; ++query) {
-      std::fill_n(scores + query * score_stride + int64_t{block} * kBlockTokens, kBlockTokens, page_scores[query]);
+  // Calls body(block, dots) for the dot products of each block's bounds, [2, head_dim] `dtype`, with rows of (q-, q+).
+  template <typename Body>
+  void for_each_block(const float* rows, const ScoreBlocks& blocks, DType dtype, Body body) const {  // rows: [group, 2, head_dim] f32
+    std::array<const void*, kChunkBlocks> bounds;        // [count] pointers to [2, head_dim] dtype
+    std::array<float, kMaxGroup * kChunkBlocks> dots;    // [group, kChunkBlocks] f32
+    for (int32_t first = 0; first < blocks.num_blocks; first += kChunkBlocks) {
+      const int32_t count = std::min(kChunkBlocks, blocks.num_blocks - first);
+      std::copy_n(blocks.entries + first, count, bounds.begin());
+      cpu::dot_rows(rows, shape_.group, 2 * shape_.head_dim, bounds.data(), count, dtype, dots.data(), kChunkBlocks);
+      for (int32_t i = 0; i < count; ++i) body(first + i, dots.data() + i);
     }
   }
+  void spread(float page_score, int32_t query, int32_t block, float* scores, int64_t score_stride) const {
+    std::fill_n(scores + query * score_stride + int64_t{block} * kBlockTokens, kBlockTokens, page_score);
+  }
 
+  static constexpr int32_t kChunkBlocks = 16;
   SelectorShape shape_;
 };
 
@@ -98,11 +109,11 @@ class QuestBf16Selector final : public QuestSelector {
   }
   void score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const override {
     const auto* rows = reinterpret_cast<const float*>(state);  // [group, 2, head_dim] f32
-    std::array<float, kMaxGroup> page_scores;                  // [group] f32
-    for (int32_t block = 0; block < blocks.num_blocks; ++block) {
-      cpu::dot_row(rows, shape_.group, 2 * shape_.head_dim, blocks.entries[block], DType::bf16, page_scores.data(), 1);
-      spread(page_scores.data(), block, scores, score_stride);
-    }
+    for_each_block(rows, blocks, DType::bf16, [&](int32_t block, const float* dots) {
+      for (int32_t query = 0; query < shape_.group; ++query) {
+        spread(dots[query * kChunkBlocks], query, block, scores, score_stride);
+      }
+    });
   }
 };
 
@@ -151,15 +162,13 @@ class QuestInt8Selector final : public QuestSelector {
   void score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const override {
     const auto* sums = reinterpret_cast<const float*>(state);  // [group] f32
     const float* rows = sums + kMaxGroup;                      // [group, 2, head_dim] f32
-    std::array<float, kMaxGroup> page_scores;                  // [group] f32
-    for (int32_t block = 0; block < blocks.num_blocks; ++block) {
-      const std::byte* entry = blocks.entries[block];  // [block_bytes] bytes
+    for_each_block(rows, blocks, DType::u8, [&](int32_t block, const float* dots) {
       float map[2];
-      std::memcpy(map, entry + 2 * shape_.head_dim, kMapBytes);
-      cpu::dot_row(rows, shape_.group, 2 * shape_.head_dim, entry, DType::u8, page_scores.data(), 1);
-      for (int32_t query = 0; query < shape_.group; ++query) page_scores[query] = map[0] * sums[query] + map[1] * page_scores[query];
-      spread(page_scores.data(), block, scores, score_stride);
-    }
+      std::memcpy(map, blocks.entries[block] + 2 * shape_.head_dim, kMapBytes);
+      for (int32_t query = 0; query < shape_.group; ++query) {
+        spread(map[0] * sums[query] + map[1] * dots[query * kChunkBlocks], query, block, scores, score_stride);
+      }
+    });
   }
 
  private:

@@ -101,7 +101,7 @@ void RotatedCodeSelector::prepare(HeadId, const float* q, std::byte* state) cons
 }
 
 void RotatedCodeSelector::score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const {
-  cpu::nibble_scores(tables(state), blocks.entries, blocks.num_blocks, blocks.num_ahead, scores, score_stride);
+  cpu::nibble_scores(tables(state), {blocks.entries, blocks.num_blocks, blocks.num_ahead}, scores, score_stride);
 }
 
 namespace {

@@ -34,26 +34,40 @@ HWY_INLINE float to_f32(hwy::bfloat16_t value) { return hwy::F32FromBF16(value);
 HWY_INLINE float to_f32(hwy::float16_t value) { return to_float(Float16{value.bits}); }
 HWY_INLINE float to_f32(uint8_t value) { return static_cast<float>(value); }
 
-template <typename T>
-void dot_row_of(const float* q, int32_t num_queries, int32_t dim, const T* row, float* dots, int64_t dot_stride) {
+// Sums of kQueries queries stay in registers while a row is read.
+template <int32_t kQueries, typename T>
+void dot_tile(const float* q, int32_t dim, const void* const* rows, int32_t num_rows, float* dots, int64_t dot_stride) {
   const F32 d;
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(d));
-  for (int32_t first = 0; first < num_queries; first += kQueryTile) {
-    const int32_t tile = std::min(kQueryTile, num_queries - first);
-    F32Vec sums[kQueryTile];
+  for (int32_t r = 0; r < num_rows; ++r) {
+    const T* row = static_cast<const T*>(rows[r]);
+    F32Vec sums[kQueries];
     for (auto& sum : sums) sum = hn::Zero(d);
     int32_t i = 0;
     for (; i + lanes <= dim; i += lanes) {
       const F32Vec values = load(d, row + i);
-      for (int32_t query = 0; query < tile; ++query) {
-        sums[query] = hn::MulAdd(values, hn::LoadU(d, q + int64_t{first + query} * dim + i), sums[query]);
+      for (int32_t query = 0; query < kQueries; ++query) {
+        sums[query] = hn::MulAdd(values, hn::LoadU(d, q + int64_t{query} * dim + i), sums[query]);
       }
     }
-    for (int32_t query = 0; query < tile; ++query) {
+    for (int32_t query = 0; query < kQueries; ++query) {
       float sum = hn::GetLane(hn::SumOfLanes(d, sums[query]));
-      for (int32_t j = i; j < dim; ++j) sum += q[int64_t{first + query} * dim + j] * to_f32(row[j]);
-      dots[(first + query) * dot_stride] = sum;
+      for (int32_t j = i; j < dim; ++j) sum += q[int64_t{query} * dim + j] * to_f32(row[j]);
+      dots[query * dot_stride + r] = sum;
     }
+  }
+}
+
+template <typename T>
+void dot_rows_of(const float* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows, float* dots,
+                 int64_t dot_stride) {
+  for (int32_t first = 0; first < num_queries; first += kQueryTile) {
+    const int32_t tile = std::min(kQueryTile, num_queries - first);
+    const auto run = tile == 1   ? &dot_tile<1, T>
+                     : tile == 2 ? &dot_tile<2, T>
+                     : tile == 3 ? &dot_tile<3, T>
+                                 : &dot_tile<4, T>;
+    run(q + int64_t{first} * dim, dim, rows, num_rows, dots + first * dot_stride, dot_stride);
   }
 }
 
@@ -70,14 +84,13 @@ void convert(const T* rows, int64_t row_stride, int32_t num_rows, int32_t dim, f
   }
 }
 
-void dot_row_simd(const float* q, int32_t num_queries, int32_t dim, const void* row, DType dtype, float* dots,
-                  int64_t dot_stride) {
-  switch (dtype) {
-    case DType::f16: return dot_row_of(q, num_queries, dim, static_cast<const hwy::float16_t*>(row), dots, dot_stride);
-    case DType::bf16: return dot_row_of(q, num_queries, dim, static_cast<const hwy::bfloat16_t*>(row), dots, dot_stride);
-    case DType::u8: return dot_row_of(q, num_queries, dim, static_cast<const uint8_t*>(row), dots, dot_stride);
-    default: return dot_row_of(q, num_queries, dim, static_cast<const float*>(row), dots, dot_stride);
-  }
+void dot_rows_simd(const float* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows, DType dtype,
+                   float* dots, int64_t dot_stride) {
+  const auto run = dtype == DType::f16    ? &dot_rows_of<hwy::float16_t>
+                   : dtype == DType::bf16 ? &dot_rows_of<hwy::bfloat16_t>
+                   : dtype == DType::u8   ? &dot_rows_of<uint8_t>
+                                          : &dot_rows_of<float>;
+  run(q, num_queries, dim, rows, num_rows, dots, dot_stride);
 }
 
 void rows_to_float_simd(const void* rows, DType dtype, int64_t row_stride, int32_t num_rows, int32_t dim, float* out) {
@@ -95,11 +108,12 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace rarefy::cpu {
 
-HWY_EXPORT(dot_row_simd);
+HWY_EXPORT(dot_rows_simd);
 HWY_EXPORT(rows_to_float_simd);
 
-void dot_row(const float* q, int32_t num_queries, int32_t dim, const void* row, DType dtype, float* dots, int64_t dot_stride) {
-  HWY_DYNAMIC_DISPATCH(dot_row_simd)(q, num_queries, dim, row, dtype, dots, dot_stride);
+void dot_rows(const float* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows, DType dtype,
+              float* dots, int64_t dot_stride) {
+  HWY_DYNAMIC_DISPATCH(dot_rows_simd)(q, num_queries, dim, rows, num_rows, dtype, dots, dot_stride);
 }
 
 void rows_to_float(const void* rows, DType dtype, int64_t row_stride, int32_t num_rows, int32_t dim, float* out) {

@@ -8,13 +8,13 @@
 
 namespace rarefy::cpu {
 
-// dots[query * dot_stride] = sum over dim of q[query][dim] * row[dim], accumulated in f32.
-void dot_row(const float* q,   // [num_queries, dim] f32
-             int32_t num_queries, int32_t dim,
-             const void* row,  // [dim] dtype; f32, f16, bf16 or u8
-             DType dtype,
-             float* dots,      // [num_queries] f32; dot_stride elements apart
-             int64_t dot_stride);
+// dots[query * dot_stride + row] = sum over dim of q[query][dim] * rows[row][dim], accumulated in f32.
+void dot_rows(const float* q,           // [num_queries, dim] f32
+              int32_t num_queries, int32_t dim,
+              const void* const* rows,  // [num_rows] pointers to [dim] dtype; f32, f16, bf16 or u8
+              int32_t num_rows, DType dtype,
+              float* dots,              // [num_queries, num_rows] f32; rows dot_stride elements apart
+              int64_t dot_stride);
 
 void rows_to_float(const void* rows,  // [num_rows, dim] dtype; f32, f16 or bf16; row_stride elements apart
                    DType dtype, int64_t row_stride, int32_t num_rows, int32_t dim,

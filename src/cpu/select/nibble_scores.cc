@@ -188,6 +188,39 @@ HWY_INLINE void sum_tile(const uint8_t* tables, int32_t num_lanes, const std::by
 
 #endif  // RAREFY_NIBBLE_VNNI, HWY_SCALAR
 
+// Fetches entries kRunBlocks ahead of those being scored, a few at a time: a burst would fill the queue of cache misses.
+struct Prefetcher {
+  const std::byte* const* entries;  // [num_known] pointers to [block_bytes] bytes
+  int32_t num_known;
+  int64_t block_bytes;
+
+  HWY_INLINE void fetch(int32_t block, int32_t count) const {
+    const int32_t end = std::min(block + kRunBlocks + count, num_known);
+    for (int32_t ahead = block + kRunBlocks; ahead < end; ++ahead) {
+      for (int64_t line = 0; line < block_bytes; line += 64) hwy::Prefetch(entries[ahead] + line);
+    }
+  }
+};
+
+// What one run of blocks writes, from its first query and block on.
+struct ScoreOutput {
+  float* scores;         // [num_queries, score_stride] f32; 16 per block
+  int64_t score_stride;
+  const float* offsets;  // [num_queries, offset_stride] f32; one per block; nullable
+  int64_t offset_stride;
+
+  HWY_INLINE ScoreOutput from(int32_t query, int32_t block) const {
+    return {scores + query * score_stride + int64_t{block} * kNibbleBlockTokens, score_stride,
+            offsets == nullptr ? nullptr : offsets + query * offset_stride + block, offset_stride};
+  }
+  // Adds the block's offset and stores; `token` is the vector's first one.
+  template <class D>
+  HWY_INLINE void store(D df, hn::Vec<D> score, int32_t query, int32_t block, int32_t token) const {
+    if (offsets != nullptr) score = hn::Add(score, hn::Set(df, offsets[query * offset_stride + block]));
+    hn::StoreU(score, df, scores + query * score_stride + int64_t{block} * kNibbleBlockTokens + token);
+  }
+};
+
 // Scales of consecutive tokens from `token` on.
 template <class D>
 HWY_INLINE hn::Vec<D> load_scales(D df, NibbleScale format, const std::byte* scales, int32_t token) {  // [16] f16 or e4m4
@@ -212,7 +245,7 @@ HWY_INLINE hn::Vec<D> load_scales(D df, NibbleScale format, const std::byte* sca
 // Scores of kQueries queries and kBlocks blocks.
 template <int32_t kQueries, int32_t kBlocks>
 RAREFY_VNNI_ATTR void score_tile(const NibbleTables& queries, int32_t first_query, const std::byte* const* entries,
-                                 float* scores, int64_t score_stride) {  // scores: [kQueries, score_stride] f32
+                                 const ScoreOutput& output) {
   const hn::CappedTag<float, kNibbleBlockTokens> df;
   const int64_t half_bytes = int64_t{queries.num_lanes} * kNibblePatterns;
   const uint8_t* tables = queries.tables + first_query * 2 * half_bytes;
@@ -245,33 +278,37 @@ RAREFY_VNNI_ATTR void score_tile(const NibbleTables& queries, int32_t first_quer
     for (int32_t query = 0; query < kQueries; ++query) {
       const hn::Vec<decltype(df)> sum{_mm512_cvtepi32_ps(sums[query][block])};
       const auto score = hn::Mul(scale, hn::Mul(sum, hn::Set(df, queries.steps[first_query + query])));
-      hn::StoreU(score, df, scores + query * score_stride + int64_t{block} * kNibbleBlockTokens);
+      output.store(df, score, query, block, 0);
     }
   }
 }
 
 template <int32_t kQueries>
 void score_run(const NibbleTables& queries, int32_t first_query, const std::byte* const* entries, int32_t num_blocks,
-               float* scores, int64_t score_stride) {
+               const Prefetcher& prefetcher, const ScoreOutput& output) {
   int32_t block = 0;
   for (; block + kTileBlocks <= num_blocks; block += kTileBlocks) {
-    score_tile<kQueries, kTileBlocks>(queries, first_query, entries + block, scores + int64_t{block} * kNibbleBlockTokens, score_stride);
+    prefetcher.fetch(block, kTileBlocks);
+    score_tile<kQueries, kTileBlocks>(queries, first_query, entries + block, output.from(0, block));
   }
   for (; block < num_blocks; ++block) {
-    score_tile<kQueries, 1>(queries, first_query, entries + block, scores + int64_t{block} * kNibbleBlockTokens, score_stride);
+    prefetcher.fetch(block, 1);
+    score_tile<kQueries, 1>(queries, first_query, entries + block, output.from(0, block));
   }
 }
 
 #else
 
 template <int32_t kQueries>
-void sum_run(const uint8_t* tables, int32_t num_lanes, const std::byte* const* entries, int32_t num_blocks, uint16_t* sums,
-             int64_t query_stride) {
+void sum_run(const uint8_t* tables, int32_t num_lanes, const std::byte* const* entries, int32_t num_blocks,
+             const Prefetcher& prefetcher, uint16_t* sums, int64_t query_stride) {
   int32_t block = 0;
   for (; block + kTileBlocks <= num_blocks; block += kTileBlocks) {
+    prefetcher.fetch(block, kTileBlocks);
     sum_tile<kQueries, kTileBlocks>(tables, num_lanes, entries + block, sums + block * kNibbleBlockTokens, query_stride);
   }
   for (; block < num_blocks; ++block) {
+    prefetcher.fetch(block, 1);
     sum_tile<kQueries, 1>(tables, num_lanes, entries + block, sums + block * kNibbleBlockTokens, query_stride);
   }
 }
@@ -279,7 +316,7 @@ void sum_run(const uint8_t* tables, int32_t num_lanes, const std::byte* const* e
 // scores = scale * (step * (sum - offset)), with the scales behind the codes of each block.
 void scale_run(const uint16_t* sums,  // [num_blocks, 16] u16
                const std::byte* const* entries, int32_t num_blocks, int64_t codes_bytes, NibbleScale format, float step,
-               int32_t offset, float* scores) {
+               int32_t offset, const ScoreOutput& output) {
   const hn::CappedTag<float, kNibbleBlockTokens> df;
   const hn::Rebind<int32_t, decltype(df)> di;
   const hn::Rebind<uint16_t, decltype(df)> d16;
@@ -291,40 +328,40 @@ void scale_run(const uint16_t* sums,  // [num_blocks, 16] u16
       const int64_t at = int64_t{block} * kNibbleBlockTokens + token;
       const auto sum = hn::Sub(hn::PromoteTo(di, hn::LoadU(d16, sums + at)), voffset);
       const auto scale = load_scales(df, format, entries[block] + codes_bytes, token);
-      hn::StoreU(hn::Mul(scale, hn::Mul(hn::ConvertTo(df, sum), vstep)), df, scores + at);
+      output.store(df, hn::Mul(scale, hn::Mul(hn::ConvertTo(df, sum), vstep)), 0, block, token);
     }
   }
 }
 
 template <int32_t kQueries>
 void score_run(const NibbleTables& queries, int32_t first_query, const std::byte* const* entries, int32_t num_blocks,
-               float* scores, int64_t score_stride) {
+               const Prefetcher& prefetcher, const ScoreOutput& output) {
   HWY_ALIGN uint16_t sums[kQueries * kRunBlocks * kNibbleBlockTokens];
   constexpr int64_t kQueryStride = kRunBlocks * kNibbleBlockTokens;
   const uint8_t* tables = queries.tables + first_query * nibble_table_bytes(queries.num_lanes);
-  sum_run<kQueries>(tables, queries.num_lanes, entries, num_blocks, sums, kQueryStride);
+  sum_run<kQueries>(tables, queries.num_lanes, entries, num_blocks, prefetcher, sums, kQueryStride);
   for (int32_t query = 0; query < kQueries; ++query) {
     scale_run(sums + query * kQueryStride, entries, num_blocks, int64_t{queries.num_lanes} * kNibbleLaneBytes,
               queries.scale_format, queries.steps[first_query + query], kNibbleTableMiddle * 2 * queries.num_lanes,
-              scores + query * score_stride);
+              output.from(query, 0));
   }
 }
 
 #endif  // RAREFY_NIBBLE_VNNI
 
-void nibble_scores_simd(const NibbleTables& queries, const std::byte* const* entries, int32_t num_blocks, int32_t num_ahead,
-                        float* scores, int64_t score_stride) {
+void nibble_scores_simd(const NibbleTables& queries, const NibbleBlocks& blocks, float* scores, int64_t score_stride) {
+  const ScoreOutput output{scores, score_stride, blocks.offsets, blocks.num_blocks};
   const int64_t block_bytes = nibble_block_bytes(queries.num_lanes, queries.scale_format);
-  for (int32_t first = 0; first < num_blocks; first += kRunBlocks) {
-    const int32_t count = std::min(kRunBlocks, num_blocks - first);
-    const int32_t prefetch_end = std::min(first + count + kRunBlocks, num_blocks + num_ahead);
-    for (int32_t ahead = first + kRunBlocks; ahead < prefetch_end; ++ahead) {
-      for (int64_t line = 0; line < block_bytes; line += 64) hwy::Prefetch(entries[ahead] + line);
-    }
+  for (int32_t first = 0; first < blocks.num_blocks; first += kRunBlocks) {
+    const int32_t count = std::min(kRunBlocks, blocks.num_blocks - first);
+    const std::byte* const* entries = blocks.entries + first;
     for (int32_t query = 0; query < queries.num_queries; query += kTileQueries) {
+      // Entries are fetched once, by the first tile of queries.
+      const int32_t num_known = query == 0 ? blocks.num_blocks + blocks.num_ahead - first : 0;
+      const Prefetcher prefetcher{entries, num_known, block_bytes};
       const int32_t tile = std::min(kTileQueries, queries.num_queries - query);
       const auto run = tile == 1 ? &score_run<1> : tile == 2 ? &score_run<2> : tile == 3 ? &score_run<3> : &score_run<4>;
-      run(queries, query, entries + first, count, scores + query * score_stride + int64_t{first} * kNibbleBlockTokens, score_stride);
+      run(queries, query, entries, count, prefetcher, output.from(query, first));
     }
   }
 }
@@ -382,9 +419,8 @@ float make_nibble_table(const float* q, int32_t head_dim, int32_t dims_per_group
   return HWY_DYNAMIC_DISPATCH(make_nibble_table_simd)(q, head_dim, dims_per_group, coefficients, num_lanes, table);
 }
 
-void nibble_scores(const NibbleTables& queries, const std::byte* const* entries, int32_t num_blocks, int32_t num_ahead,
-                   float* scores, int64_t score_stride) {
-  HWY_DYNAMIC_DISPATCH(nibble_scores_simd)(queries, entries, num_blocks, num_ahead, scores, score_stride);
+void nibble_scores(const NibbleTables& queries, const NibbleBlocks& blocks, float* scores, int64_t score_stride) {
+  HWY_DYNAMIC_DISPATCH(nibble_scores_simd)(queries, blocks, scores, score_stride);
 }
 
 }  // namespace rarefy::cpu

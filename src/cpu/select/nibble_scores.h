@@ -69,11 +69,15 @@ float make_nibble_table(const float* q,             // [head_dim] f32
                         int32_t num_lanes,
                         uint8_t* table);            // [2, num_lanes, 16] u8
 
-void nibble_scores(const NibbleTables& queries,
-                   const std::byte* const* entries,  // [num_blocks + num_ahead] pointers to [nibble_block_bytes] bytes
-                   int32_t num_blocks,
-                   int32_t num_ahead,                // more entries, which may be prefetched
-                   float* scores,                    // [num_queries, score_stride] f32; 16 per block
+struct NibbleBlocks {
+  const std::byte* const* entries = nullptr;  // [num_blocks + num_ahead] pointers to [nibble_block_bytes] bytes
+  int32_t num_blocks = 0;
+  int32_t num_ahead = 0;           // more entries, which may be prefetched
+  const float* offsets = nullptr;  // [num_queries, num_blocks] f32; added to the scores of a block; nullable
+};
+
+void nibble_scores(const NibbleTables& queries, const NibbleBlocks& blocks,
+                   float* scores,  // [num_queries, score_stride] f32; 16 per block
                    int64_t score_stride);
 
 }  // namespace rarefy::cpu
