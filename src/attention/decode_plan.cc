@@ -27,7 +27,8 @@ Status check_problem(DecodeOp op, const DecodeProblem& problem) {
   return {};
 }
 
-// Bounds of counts and ids on the host; that ids ascend is the selector's promise (validate() in index_set.h checks it).
+// Shapes and counts. Kernels that read the ids on the host check their bounds as they go (a pass of its own over cold ids would
+// cost 5 % of a step at 50x); that ids ascend is the selector's promise (validate() in index_set.h checks it).
 Status check_index(const DecodeProblem& problem, const DecodeArgs& args) {
   const IndexSetView& set = args.index;
   const int32_t num_lists = problem.scope == ListScope::kv_head ? problem.num_kv_heads : problem.num_q_heads;
@@ -48,15 +49,6 @@ Status check_index(const DecodeProblem& problem, const DecodeArgs& args) {
       return Status::invalid_argument("index.counts[" + std::to_string(row / num_lists) + "][" +
                                       std::to_string(row % num_lists) + "]: expected -1 (all tokens) to " +
                                       std::to_string(set.max_selected) + " (max_selected), got " + std::to_string(count));
-    }
-    const auto kv_len = static_cast<uint32_t>(args.kv.kv_lens[row / num_lists]);
-    const int32_t* ids = set.token_ids + int64_t{row} * set.max_selected;  // [count] i32
-    int32_t outside = 0;
-    for (int32_t i = 0; i < count; ++i) outside |= static_cast<uint32_t>(ids[i]) >= kv_len ? 1 : 0;
-    if (outside != 0) {
-      return Status::invalid_argument("index.token_ids[" + std::to_string(row / num_lists) + "][" +
-                                      std::to_string(row % num_lists) + "]: expected tokens from 0 to kv_len - 1 = " +
-                                      std::to_string(static_cast<int64_t>(kv_len) - 1) + ", got one outside");
     }
   }
   return {};

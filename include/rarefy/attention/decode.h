@@ -61,7 +61,8 @@ class DecodeKernel {
  public:
   virtual ~DecodeKernel() = default;
   virtual std::size_t workspace_bytes() const = 0;
-  // Pre: args were validated against the problem.
+  // Pre: args were validated against the problem, but for the token ids: a host kernel refuses ids outside the sequence
+  // without reading their rows.
   virtual Status run(const DecodeArgs& args, Stream stream) const = 0;
 };
 
@@ -74,7 +75,8 @@ class DecodePlan {
   std::string_view implementation() const { return implementation_; }  // "cpu_avx3", "ref", ...
   std::size_t workspace_bytes() const { return kernel_->workspace_bytes(); }
   const DecodeProblem& problem() const { return problem_; }
-  // Refuses what does not fit the problem (batch, pointers, strides, capacities) before it touches any data.
+  // Refuses what does not fit the problem (batch, pointers, strides, capacities, counts) before it touches any data; on the CPU
+  // also token ids outside the sequence, after which the outputs hold nothing of use.
   Status run(const DecodeArgs& args, Stream stream = {}) const;
 
  private:

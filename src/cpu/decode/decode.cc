@@ -1,8 +1,10 @@
 #include "cpu/decode/decode.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "cpu/decode/tile.h"
@@ -36,10 +38,14 @@ struct List {
   const float* log_weight = nullptr;   // [num_tokens] f32; nullable
 };
 
-// Row addresses of one tile.
-struct Pointers {
-  const void* keys[kTileTokens];    // [kTileTokens] pointers to [head_dim] kv_dtype
-  const void* values[kTileTokens];  // [kTileTokens] pointers to [head_dim] kv_dtype
+// One tile of one split of one list, and where its rows are.
+struct TileWork {
+  int32_t item = 0, split = 0;
+  int32_t first = 0, count = 0, last = 0;  // entries [first, first + count) of the list; the split ends at `last`
+  bool starts_split = false, ids_are_inside = true;
+  List list;
+  const void* keys[kTileTokens];
+  const void* values[kTileTokens];
   int32_t tokens[kTileTokens];
 };
 
@@ -58,12 +64,12 @@ class CpuDecode final : public DecodeKernel {
     spread_offset_ = row_floats;
     stats_offset_ = row_floats * (op == DecodeOp::sparse ? 2 : 1);
     split_stride_ = stats_offset_ + stats_floats;
-    q_floats_ = int64_t{problem.max_batch} * num_lists_ * row_floats;
+    counter_floats_ = (int64_t{problem.max_batch} * num_lists_ + 15) / 16 * 16;
   }
 
   std::size_t workspace_bytes() const override {
     const int64_t partial_floats = int64_t{problem_.max_batch} * num_lists_ * kMaxSplits * split_stride_;
-    return static_cast<std::size_t>(q_floats_ + partial_floats) * sizeof(float);
+    return static_cast<std::size_t>(counter_floats_ + partial_floats) * sizeof(float);
   }
 
   Status run(const DecodeArgs& args, Stream) const override {
@@ -73,17 +79,21 @@ class CpuDecode final : public DecodeKernel {
       bytes += int64_t{list_of(args, item).num_tokens} * problem_.head_dim * static_cast<int64_t>(size_of(args.kv.dtype)) * 2;
     }
     const int32_t threads = bytes < kParallelBytes ? 1 : num_threads();
-    // Splits of one item are neighbours in the loop: its rows are close in memory and its queries stay in the cache.
+    auto* splits_left = static_cast<std::atomic<int32_t>*>(args.workspace);  // [num_items] i32; the last one merges
+    for (int32_t item = 0; item < num_items; ++item) {
+      const int32_t num_splits = split_tokens(list_of(args, item).num_tokens).count;
+      new (splits_left + item) std::atomic<int32_t>(num_splits);
+      if (num_splits == 0) finish(args, item);
+    }
+    // No barrier inside: at 50x a barrier with its cold lines costs 5 % of a step.
+    std::atomic<int32_t> next_split{0};
+    std::atomic<bool> ids_are_inside{true};
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-#pragma omp for schedule(static)
-      for (int32_t item = 0; item < num_items; ++item) prepare_queries(args, item);
-#pragma omp for schedule(dynamic, 1)
-      for (int32_t work = 0; work < num_items * kMaxSplits; ++work) attend_split(args, work / kMaxSplits, work % kMaxSplits);
-#pragma omp for schedule(static)
-      for (int32_t item = 0; item < num_items; ++item) finish(args, item);
+      if (!attend(args, next_split, splits_left)) ids_are_inside = false;
     }
-    return {};
+    if (ids_are_inside) return {};
+    return Status::invalid_argument("sparse_decode: index.token_ids: expected tokens from 0 to kv_len - 1, got one outside");
   }
 
  private:
@@ -103,121 +113,159 @@ class CpuDecode final : public DecodeKernel {
     return (int64_t{sequence} * problem_.num_queries + query) * problem_.num_q_heads + head;
   }
 
-  float* prepared_q(const DecodeArgs& args, int32_t item) const {
-    return static_cast<float*>(args.workspace) + int64_t{item} * num_rows_ * problem_.head_dim;
-  }
   float* partial(const DecodeArgs& args, int32_t item, int32_t split) const {
-    return static_cast<float*>(args.workspace) + q_floats_ + (int64_t{item} * kMaxSplits + split) * split_stride_;
+    return static_cast<float*>(args.workspace) + counter_floats_ + (int64_t{item} * kMaxSplits + split) * split_stride_;
   }
 
-  void prepare_queries(const DecodeArgs& args, int32_t item) const {
+  void prepare_queries(const DecodeArgs& args, int32_t item,
+                       float* prepared) const {  // [num_rows, head_dim] f32
     for (int32_t row = 0; row < num_rows_; ++row) {
       const int64_t first = row_index(item, row) * problem_.head_dim;
       float converted[256];  // [head_dim] f32
       const float* q = converted;
       if (problem_.q_dtype == DType::f32) {
         q = static_cast<const float*>(args.q) + first;
+      } else if (problem_.q_dtype == DType::bf16) {
+        const auto* bits = static_cast<const BFloat16*>(args.q) + first;
+        for (int32_t d = 0; d < problem_.head_dim; ++d) converted[d] = to_float(bits[d]);
       } else {
         for (int32_t d = 0; d < problem_.head_dim; ++d) converted[d] = load_as_float(args.q, problem_.q_dtype, first + d);
       }
-      functions_.prepare_q(args.kv.dtype, q, problem_.head_dim,
-                           prepared_q(args, item) + int64_t{row} * problem_.head_dim);
+      functions_.prepare_q(args.kv.dtype, q, problem_.head_dim, prepared + int64_t{row} * problem_.head_dim);
     }
   }
 
-  int32_t find_rows(const DecodeArgs& args, int32_t item, const List& list, int32_t first, int32_t last,
-                    Pointers& pointers) const {
+  // The next tile of this thread: the split goes on, or another one is taken from the common counter. False when all are.
+  bool next_tile(const DecodeArgs& args, std::atomic<int32_t>& next_split, const TileWork& previous, TileWork& work) const {
+    work.item = previous.item;
+    work.split = previous.split;
+    work.list = previous.list;
+    work.first = previous.first + previous.count;
+    work.last = previous.last;
+    work.starts_split = false;
+    while (work.first >= work.last) {
+      const int32_t taken = next_split.fetch_add(1, std::memory_order_relaxed);
+      if (taken >= args.batch * num_lists_ * kMaxSplits) return false;
+      work.item = taken / kMaxSplits;
+      work.split = taken % kMaxSplits;
+      work.list = list_of(args, work.item);
+      const Split parts = split_tokens(work.list.num_tokens);
+      work.first = std::min(work.list.num_tokens, work.split * parts.tokens);
+      work.last = work.split < parts.count ? std::min(work.list.num_tokens, work.first + parts.tokens) : work.first;
+      work.starts_split = true;
+    }
+    if (work.starts_split) {
+      // Sums lie in cold memory at first: stores that miss would hold up the whole first tile.
+      const auto* memory = reinterpret_cast<const char*>(partial(args, work.item, work.split));
+      const int64_t floats = work.list.log_weight != nullptr && args.out_rel_std != nullptr ? stats_offset_ : spread_offset_;
+      for (int64_t byte = 0; byte < floats * 4; byte += 64) __builtin_prefetch(memory + byte, 1, 3);
+      __builtin_prefetch(memory + stats_offset_ * 4, 1, 3);
+    }
+    work.count = std::min(kTileTokens, work.last - work.first);
+    work.ids_are_inside = find_rows(args, work);
+    return true;
+  }
+
+  // False when the list names a token outside the sequence; token 0 stands in for it.
+  bool find_rows(const DecodeArgs& args, TileWork& work) const {
     const PagedKvView& kv = args.kv;
-    const int32_t sequence = item / num_lists_;
+    const int32_t sequence = work.item / num_lists_;
     const int32_t* pages = kv.page_table + int64_t{sequence} * kv.max_pages_per_sequence;  // [max_pages_per_sequence] i32
-    const int64_t head_offset = (item % num_lists_) / lists_per_kv_head_ * kv.head_stride;
+    const int64_t head_offset = (work.item % num_lists_) / lists_per_kv_head_ * kv.head_stride;
     const int page_shift = std::countr_zero(static_cast<uint32_t>(kv.page_size));
+    const int32_t page_mask = kv.page_size - 1;
     const auto element_bytes = static_cast<int64_t>(size_of(kv.dtype));
+    const int64_t token_bytes = kv.token_stride * element_bytes;
     const auto* keys = static_cast<const char*>(kv.keys);
     const auto* values = static_cast<const char*>(kv.values);
-    const int32_t count = std::min(kTileTokens, last - first);
-    const auto page_offset = [&](int32_t token) {
-      return (pages[token >> page_shift] * kv.page_stride + head_offset) * element_bytes;
+    const auto offset_of = [&](int32_t token) {
+      return (pages[token >> page_shift] * kv.page_stride + head_offset) * element_bytes + (token & page_mask) * token_bytes;
     };
-    const int64_t token_bytes = kv.token_stride * element_bytes;
-    const int32_t page_mask = kv.page_size - 1;
-    if (list.token_ids != nullptr) {
-      for (int32_t i = 0; i < count; ++i) {
-        const int32_t token = list.token_ids[first + i];
-        const int64_t offset = page_offset(token) + (token & page_mask) * token_bytes;
-        pointers.keys[i] = keys + offset;
-        pointers.values[i] = values + offset;
-        pointers.tokens[i] = token;
+    const auto set_row = [&](int32_t i, int32_t token, int64_t offset) {
+      work.keys[i] = keys + offset;
+      work.values[i] = values + offset;
+      work.tokens[i] = token;
+    };
+    bool inside = true;
+    if (work.list.token_ids != nullptr) {
+      const auto kv_len = static_cast<uint32_t>(kv.kv_lens[sequence]);
+      for (int32_t i = 0; i < work.count; ++i) {
+        int32_t token = work.list.token_ids[work.first + i];
+        if (static_cast<uint32_t>(token) >= kv_len) inside = false, token = 0;
+        set_row(i, token, offset_of(token));
       }
     } else {
-      for (int32_t i = 0; i < count;) {
-        const int32_t token = first + i;
-        int64_t offset = page_offset(token) + (token & page_mask) * token_bytes;
-        const int32_t end = std::min(count, i + kv.page_size - (token & page_mask));
-        for (; i < end; ++i, offset += token_bytes) {
-          pointers.keys[i] = keys + offset;
-          pointers.values[i] = values + offset;
-          pointers.tokens[i] = first + i;
-        }
+      for (int32_t i = 0; i < work.count;) {
+        int64_t offset = offset_of(work.first + i);
+        const int32_t end = std::min(work.count, i + kv.page_size - ((work.first + i) & page_mask));
+        for (; i < end; ++i, offset += token_bytes) set_row(i, work.first + i, offset);
       }
     }
-    for (int32_t i = count; i < kTileTokens; ++i) {
-      pointers.keys[i] = pointers.keys[count - 1];
-      pointers.values[i] = pointers.values[count - 1];
+    for (int32_t i = work.count; i < kTileTokens; ++i) {
+      work.keys[i] = work.keys[work.count - 1];
+      work.values[i] = work.values[work.count - 1];
     }
-    return count;
+    return inside;
   }
 
-  void attend_split(const DecodeArgs& args, int32_t item, int32_t split) const {
-    const List list = list_of(args, item);
-    const Split parts = split_tokens(list.num_tokens);
-    if (split >= parts.count) return;
-    int32_t last_visible[kMaxTileRows];
-    const int32_t kv_len = args.kv.kv_lens[item / num_lists_];
-    for (int32_t row = 0; row < num_rows_; ++row) last_visible[row] = kv_len - problem_.num_queries + row / heads_per_list_;
+  // One thread's share of the splits. The rows of the next tile, of this split or the next, are fetched during each tile.
+  // False when a list named a token outside its sequence.
+  bool attend(const DecodeArgs& args, std::atomic<int32_t>& next_split, std::atomic<int32_t>* splits_left) const {
+    alignas(64) float q[kMaxTileRows * 256];  // [num_rows, head_dim] f32; as prepare_q wrote it
+    int32_t item_of_q = -1;
+    TileWork buffers[2];
+    int32_t now = 0;
+    bool inside = true;
+    bool more = next_tile(args, next_split, TileWork(), buffers[now]);
+    while (more) {
+      const TileWork& work = buffers[now];
+      inside = inside && work.ids_are_inside;
+      more = next_tile(args, next_split, work, buffers[1 - now]);
+      if (work.item != item_of_q) prepare_queries(args, work.item, q);
+      item_of_q = work.item;
+      attend_tile(args, work, q, more ? &buffers[1 - now] : nullptr);
+      // Acquire and release: whoever counts down to 0 sees the sums of all splits.
+      const bool split_is_done = work.first + work.count >= work.last;
+      if (split_is_done && splits_left[work.item].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(args, work.item);
+      now = 1 - now;
+    }
+    return inside;
+  }
 
-    float* memory = partial(args, item, split);
-    const bool with_variance = list.log_weight != nullptr && (args.rel_std != nullptr || args.out_rel_std != nullptr);
+  void attend_tile(const DecodeArgs& args, const TileWork& work, const float* q, const TileWork* next) const {
+    const bool with_variance = work.list.log_weight != nullptr && (args.rel_std != nullptr || args.out_rel_std != nullptr);
+    float* memory = partial(args, work.item, work.split);
     Partial sums;
     sums.sum = memory;
     sums.spread = with_variance && args.out_rel_std != nullptr ? memory + spread_offset_ : nullptr;
     sums.stats = memory + stats_offset_;
-    functions_.start(num_rows_, problem_.head_dim, sums);
+    if (work.starts_split) functions_.start(num_rows_, problem_.head_dim, sums);
 
-    int32_t first = split * parts.tokens;
-    const int32_t last = std::min(list.num_tokens, first + parts.tokens);
-    Pointers buffers[2];
-    int32_t now = 0;
-    int32_t count = find_rows(args, item, list, first, last, buffers[now]);
-    while (count > 0) {
-      const int32_t next_first = first + count;
-      const int32_t next_count = next_first < last ? find_rows(args, item, list, next_first, last, buffers[1 - now]) : 0;
-      Tile tile;
-      tile.kv_dtype = args.kv.dtype;
-      tile.num_rows = num_rows_;
-      tile.head_dim = problem_.head_dim;
-      tile.num_tokens = count;
-      tile.scale = args.scale;
-      tile.q_is_bf16 = problem_.q_dtype == DType::bf16;
-      tile.q = prepared_q(args, item);
-      tile.keys = buffers[now].keys;
-      tile.values = buffers[now].values;
-      if (next_count > 0) {
-        tile.next_keys = buffers[1 - now].keys;
-        tile.next_values = buffers[1 - now].values;
-      }
-      tile.log_weight = list.log_weight != nullptr ? list.log_weight + first : nullptr;
-      if (problem_.num_queries > 1) {
-        tile.token_ids = buffers[now].tokens;
-        tile.last_visible = last_visible;
-      }
-      tile.soft_cap = problem_.logit_soft_cap;
-      tile.with_variance = with_variance;
-      functions_.add_tile(tile, sums);
-      first = next_first;
-      count = next_count;
-      now = 1 - now;
+    Tile tile;
+    tile.kv_dtype = args.kv.dtype;
+    tile.num_rows = num_rows_;
+    tile.head_dim = problem_.head_dim;
+    tile.num_tokens = work.count;
+    tile.scale = args.scale;
+    tile.q_is_bf16 = problem_.q_dtype == DType::bf16;
+    tile.q = q;
+    tile.keys = work.keys;
+    tile.values = work.values;
+    if (next != nullptr) {
+      tile.next_keys = next->keys;
+      tile.next_values = next->values;
     }
+    tile.log_weight = work.list.log_weight != nullptr ? work.list.log_weight + work.first : nullptr;
+    int32_t last_visible[kMaxTileRows];
+    if (problem_.num_queries > 1) {
+      const int32_t kv_len = args.kv.kv_lens[work.item / num_lists_];
+      for (int32_t row = 0; row < num_rows_; ++row) last_visible[row] = kv_len - problem_.num_queries + row / heads_per_list_;
+      tile.token_ids = work.tokens;
+      tile.last_visible = last_visible;
+    }
+    tile.soft_cap = problem_.logit_soft_cap;
+    tile.with_variance = with_variance;
+    functions_.add_tile(tile, sums);
   }
 
   void finish(const DecodeArgs& args, int32_t item) const {
@@ -250,7 +298,7 @@ class CpuDecode final : public DecodeKernel {
   DecodeProblem problem_;
   const TileFunctions& functions_;
   int32_t num_lists_ = 0, heads_per_list_ = 0, lists_per_kv_head_ = 0, num_rows_ = 0;
-  int64_t spread_offset_ = 0, stats_offset_ = 0, split_stride_ = 0, q_floats_ = 0;  // in floats
+  int64_t spread_offset_ = 0, stats_offset_ = 0, split_stride_ = 0, counter_floats_ = 0;  // in floats
 };
 
 template <DecodeOp kOp, size_t kTarget>

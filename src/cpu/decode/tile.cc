@@ -64,11 +64,11 @@ template <class Rows>
 void score_tile(const Tile& tile, float* HWY_RESTRICT scores) {
   const int64_t row_bytes = tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element));
   for (int32_t t = 0; t < tile.num_tokens; t += 4) {
-    if (tile.next_keys != nullptr) {
-      for (int32_t j = t; j < t + 4; ++j) {
-        prefetch_row(tile.next_keys[j], row_bytes);
-        prefetch_row(tile.next_values[j], row_bytes);
-      }
+    // The last step of a short tile fetches what is left of the next tile.
+    const int32_t fetch_end = t + 4 < tile.num_tokens ? t + 4 : kTileTokens;
+    for (int32_t j = t; tile.next_keys != nullptr && j < fetch_end; ++j) {
+      prefetch_row(tile.next_keys[j], row_bytes);
+      prefetch_row(tile.next_values[j], row_bytes);
     }
     int32_t r = 0;
     for (; r + kRowBlock <= tile.num_rows; r += kRowBlock) {

@@ -63,6 +63,13 @@ HWY_INLINE void score_block_bf16(const uint16_t* HWY_RESTRICT q, int32_t head_di
 template <bool kLow>
 HWY_INLINE void score_rows_bf16(const Tile& tile, const uint16_t* HWY_RESTRICT q, float* HWY_RESTRICT scores) {
   const int64_t row_bytes = tile.head_dim * int64_t{2};
+  if (tile.next_keys != nullptr) {
+    // A short tile is done before its loops have fetched all of the next.
+    for (int32_t t = (tile.num_tokens + 3) / 4 * 4; t < kTileTokens; ++t) {
+      prefetch_row(tile.next_keys[t], row_bytes);
+      prefetch_row(tile.next_values[t], row_bytes);
+    }
+  }
   for (int32_t t = 0; t < tile.num_tokens; t += 4) {
     if (tile.next_keys != nullptr) {
       for (int32_t j = t; j < t + 4; ++j) prefetch_row(tile.next_keys[j], row_bytes);
