@@ -36,9 +36,10 @@ int32_t AttentionBenchCase::num_selected() const {
 }
 
 std::string AttentionBenchCase::to_string() const {
-  std::string text = fmt::format("num_q_heads={} num_kv_heads={} head_dim={} kv_dtype={} q_dtype={} page_size={} kv_len={} batch={} sparsity={}",
-                                 num_q_heads, num_kv_heads, head_dim, rarefy::to_string(kv_dtype), rarefy::to_string(q_dtype),
-                                 page_size, kv_len, batch, sparsity);
+  std::string text = fmt::format(
+      "num_q_heads={} num_kv_heads={} head_dim={} kv_dtype={} q_dtype={} page_size={} kv_len={} batch={} sparsity={}",
+      num_q_heads, num_kv_heads, head_dim, rarefy::to_string(kv_dtype), rarefy::to_string(q_dtype), page_size, kv_len,
+      batch, sparsity);
   for (const std::string& policy : policies) text += fmt::format(" policy={}", policy);
   return text;
 }
@@ -84,7 +85,8 @@ AttentionBenchCase parse_attention_case(std::string_view text, const std::string
     } else {
       fail(ExitCode::usage,
            fmt::format("{}: expected num_q_heads, num_kv_heads, head_dim, kv_dtype, q_dtype, page_size, kv_len, batch, "
-                       "sparsity or policy, got '{}'", where, key));
+                       "sparsity or policy, got '{}'",
+                       where, key));
     }
   }
   return result;

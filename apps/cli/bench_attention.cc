@@ -47,14 +47,18 @@ Summary summarize(const MeasuredArm& arm, const MeasuredArm& bandwidth, const Me
   return result;
 }
 
-void write_table(Output& output, const AttentionBenchCase& description, const std::vector<MeasuredArm>& arms, int32_t num_repeats) {
-  output.write(fmt::format("{}\n{}, {} runs of each in turns, caches cold\n\n", description.to_string(), device_name(), num_repeats));
-  Table table({"what", "implementation", "tokens/list", "p10 us", "median us", "p90 us", "MB", "GB/s", "of bandwidth", "vs dense"});
+void write_table(Output& output, const AttentionBenchCase& description, const std::vector<MeasuredArm>& arms,
+                 int32_t num_repeats) {
+  output.write(fmt::format("{}\n{}, {} runs of each in turns, caches cold\n\n", description.to_string(), device_name(),
+                           num_repeats));
+  Table table(
+      {"what", "implementation", "tokens/list", "p10 us", "median us", "p90 us", "MB", "GB/s", "of bandwidth", "vs dense"});
   for (const MeasuredArm& arm : arms) {
     const Summary summary = summarize(arm, arms[0], arms[1]);
     const bool attention = arm.num_selected > 0;
-    table.add_row({arm.op, arm.implementation, attention ? std::to_string(arm.num_selected) : "", fmt::format("{:.1f}", summary.p10_us),
-                   fmt::format("{:.1f}", summary.median_us), fmt::format("{:.1f}", summary.p90_us), fmt::format("{:.2f}", arm.bytes / 1e6),
+    table.add_row({arm.op, arm.implementation, attention ? std::to_string(arm.num_selected) : "",
+                   fmt::format("{:.1f}", summary.p10_us), fmt::format("{:.1f}", summary.median_us),
+                   fmt::format("{:.1f}", summary.p90_us), fmt::format("{:.2f}", arm.bytes / 1e6),
                    fmt::format("{:.1f}", summary.gb_per_s), fmt::format("{:.0f} %", 100.0 * summary.bandwidth_share),
                    attention ? fmt::format("{:.2f}x", summary.speedup) : ""});
   }
@@ -65,7 +69,8 @@ void write_table(Output& output, const AttentionBenchCase& description, const st
   output.write("\n");
 }
 
-void write_json(Output& output, const AttentionBenchCase& description, const std::vector<MeasuredArm>& arms, int32_t num_repeats) {
+void write_json(Output& output, const AttentionBenchCase& description, const std::vector<MeasuredArm>& arms,
+                int32_t num_repeats) {
   for (const MeasuredArm& arm : arms) {
     const Summary summary = summarize(arm, arms[0], arms[1]);
     nlohmann::ordered_json record = new_record("attention");
@@ -81,7 +86,8 @@ void write_json(Output& output, const AttentionBenchCase& description, const std
       record["num_selected"] = arm.num_selected;
       record["sparsity"] = static_cast<double>(description.kv_len) / static_cast<double>(arm.num_selected);
       record["policy"] = arm.policy.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(arm.policy);
-      record["policy_resolved"] = arm.policy_resolved.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(arm.policy_resolved);
+      record["policy_resolved"] =
+          arm.policy_resolved.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(arm.policy_resolved);
       record["kv_dtype"] = to_string(description.kv_dtype);
       record["q_dtype"] = to_string(arm.q_dtype);
       record["implementation"] = arm.implementation;
@@ -108,7 +114,8 @@ void run(const Flags& flags) {
   Output output(flags.output);
   for (const AttentionBenchCase& description : cases) {
     const std::vector<MeasuredArm> arms = measure_attention_case(description, flags.num_repeats);
-    flags.json ? write_json(output, description, arms, flags.num_repeats) : write_table(output, description, arms, flags.num_repeats);
+    flags.json ? write_json(output, description, arms, flags.num_repeats)
+               : write_table(output, description, arms, flags.num_repeats);
     output.flush();
   }
   output.commit();
@@ -118,17 +125,23 @@ void run(const Flags& flags) {
 
 void add_bench_attention(CLI::App& bench) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* verb = add_verb(bench, "attention",
-                            "Dense and sparse decode attention, and whole steps of a policy, against the read bandwidth.\n"
-                            "Every case is one line of text; all arms of a case run in turns from cold caches.",
-                            "  rarefy bench attention --case 'kv_len=16384 num_q_heads=8 num_kv_heads=2 head_dim=64 policy=50x'\n"
-                            "  rarefy bench attention -f bench/cases/attention.txt -t 2 --json -o attention.jsonl");
-  verb->add_option("--case", flags->cases, "field=value pairs; may be repeated (default: the case of the project's targets)")
+  CLI::App* verb =
+      add_verb(bench, "attention",
+               "Dense and sparse decode attention, and whole steps of a policy, against the read bandwidth.\n"
+               "Every case is one line of text; all arms of a case run in turns from cold caches.",
+               "  rarefy bench attention --case 'kv_len=16384 num_q_heads=8 num_kv_heads=2 head_dim=64 policy=50x'\n"
+               "  rarefy bench attention -f bench/cases/attention.txt -t 2 --json -o attention.jsonl");
+  verb->add_option("--case", flags->cases,
+                   "field=value pairs; may be repeated (default: the case of the project's targets)")
       ->allow_extra_args(false)
       ->type_name("TEXT");
   verb->add_option("-f,--file", flags->file, "cases, one a line")->type_name("FILE");
-  verb->add_option("--repeats", flags->num_repeats, "timed runs of each arm (default 50)")->check(CLI::Range(3, 100000))->type_name("N");
-  verb->add_option("-t,--threads", flags->threads, "CPU threads (default: all)")->check(CLI::Range(1, 4096))->type_name("N");
+  verb->add_option("--repeats", flags->num_repeats, "timed runs of each arm (default 50)")
+      ->check(CLI::Range(3, 100000))
+      ->type_name("N");
+  verb->add_option("-t,--threads", flags->threads, "CPU threads (default: all)")
+      ->check(CLI::Range(1, 4096))
+      ->type_name("N");
   verb->add_flag("--json", flags->json, "JSON lines instead of a table");
   verb->add_option("-o,--output", flags->output, "write here instead of standard output")->type_name("FILE");
   verb->callback([flags] { run(*flags); });

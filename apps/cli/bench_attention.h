@@ -11,8 +11,8 @@ namespace rarefy::cli {
 
 // Times of one arm, in repetition order.
 struct MeasuredArm {
-  std::string op;               // "read_bandwidth", "dense_decode", "sparse_decode", "append_select_attend"
-  std::string implementation;   // of the attention kernel; empty for read_bandwidth
+  std::string op;              // "read_bandwidth", "dense_decode", "sparse_decode", "append_select_attend"
+  std::string implementation;  // of the attention kernel; empty for read_bandwidth
   std::string policy, policy_resolved;
   DType q_dtype = DType::f32;
   double bytes = 0.0;           // keys, values and index that one call has to read

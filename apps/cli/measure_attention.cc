@@ -137,8 +137,9 @@ class BenchCache {
 
 class Workspace {
  public:
-  explicit Workspace(size_t bytes) : bytes_(bytes), data_(::operator new(std::max<size_t>(bytes, 64), std::align_val_t{64})) {}
-  ~Workspace() { ::operator delete(data_, std::align_val_t{64}); }
+  explicit Workspace(size_t bytes)
+      : bytes_(bytes), data_(::operator new (std::max<size_t>(bytes, 64), std::align_val_t{64})) {}
+  ~Workspace() { ::operator delete (data_, std::align_val_t{64}); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   void give(DecodeArgs& args) const {
@@ -162,7 +163,8 @@ std::vector<IndexSet> draw_indices(const AttentionBenchCase& description, int32_
     set.resize(description.batch, description.num_kv_heads, count);
     for (int32_t list = 0; list < description.batch * description.num_kv_heads; ++list) {
       for (int32_t i = 0; i < count; ++i) {
-        std::swap(tokens[static_cast<size_t>(i)], tokens[static_cast<size_t>(i) + random() % (tokens.size() - static_cast<size_t>(i))]);
+        std::swap(tokens[static_cast<size_t>(i)],
+                  tokens[static_cast<size_t>(i) + random() % (tokens.size() - static_cast<size_t>(i))]);
       }
       int32_t* ids = set.token_ids(list / description.num_kv_heads, list % description.num_kv_heads);
       std::copy_n(tokens.begin(), count, ids);
@@ -193,8 +195,8 @@ struct PolicyArm {
         plan(unwrap(DecodePlan::make(DecodeOp::sparse, Device{}, problem_of(description, DType::f32, 1)), ExitCode::usage)),
         workspace(plan.workspace_bytes()) {
     if (policy.layer_is_dense(0, description.kv_len)) {
-      fail(ExitCode::usage, fmt::format("policy {}: expected one that is sparse at kv_len={}; see rarefy policy explain", text,
-                                        description.kv_len));
+      fail(ExitCode::usage, fmt::format("policy {}: expected one that is sparse at kv_len={}; see rarefy policy explain",
+                                        text, description.kv_len));
     }
     const SelectorShape shape{num_layers, description.num_kv_heads, description.num_q_heads / description.num_kv_heads,
                               description.head_dim, description.kv_dtype};
@@ -218,8 +220,8 @@ struct PolicyArm {
 
 void check_shape(const AttentionBenchCase& description) {
   if (description.num_q_heads % description.num_kv_heads != 0) {
-    fail(ExitCode::usage, fmt::format("num_q_heads: expected a multiple of num_kv_heads={}, got {}", description.num_kv_heads,
-                                      description.num_q_heads));
+    fail(ExitCode::usage, fmt::format("num_q_heads: expected a multiple of num_kv_heads={}, got {}",
+                                      description.num_kv_heads, description.num_q_heads));
   }
 }
 
@@ -232,8 +234,12 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
   const auto num_layers = static_cast<int32_t>(
       std::clamp(std::ceil(static_cast<double>(kEvictionBytes) / dense_bytes), static_cast<double>(kMinLayers), 16.0));
 
-  const DecodePlan dense = unwrap(DecodePlan::make(DecodeOp::dense, Device{}, problem_of(description, description.q_dtype, description.batch)), ExitCode::usage);
-  const DecodePlan sparse = unwrap(DecodePlan::make(DecodeOp::sparse, Device{}, problem_of(description, description.q_dtype, description.batch)), ExitCode::usage);
+  const DecodePlan dense =
+      unwrap(DecodePlan::make(DecodeOp::dense, Device{}, problem_of(description, description.q_dtype, description.batch)),
+             ExitCode::usage);
+  const DecodePlan sparse =
+      unwrap(DecodePlan::make(DecodeOp::sparse, Device{}, problem_of(description, description.q_dtype, description.batch)),
+             ExitCode::usage);
   const Workspace workspace(std::max(dense.workspace_bytes(), sparse.workspace_bytes()));
   StreamBuffer stream(kEvictionBytes);
   BenchCache cache(description, num_layers);
@@ -245,7 +251,8 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
 
   const size_t row_elements = static_cast<size_t>(description.num_q_heads) * static_cast<size_t>(description.head_dim);
   const size_t elements = row_elements * static_cast<size_t>(description.batch);
-  std::vector<float> q(elements), out(elements), new_row(row_elements), lse(elements), rel_std(elements), out_rel_std(elements);
+  std::vector<float> q(elements), out(elements), new_row(row_elements), lse(elements), rel_std(elements),
+      out_rel_std(elements);
   std::vector<uint32_t> q_typed(elements);  // room for any q_dtype
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
@@ -257,11 +264,31 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
 
   std::vector<MeasuredArm> arms(3);
   arms[0] = {"read_bandwidth", "", "", "", DType::f32, static_cast<double>(stream.bytes()), 0, {}};
-  arms[1] = {"dense_decode", std::string(dense.implementation()), "", "", description.q_dtype, dense_bytes, description.kv_len, {}};
-  arms[2] = {"sparse_decode", std::string(sparse.implementation()), "", "", description.q_dtype,
-             row_bytes * description.num_kv_heads * description.num_selected() * description.batch, description.num_selected(), {}};
+  arms[1] = {"dense_decode",
+             std::string(dense.implementation()),
+             "",
+             "",
+             description.q_dtype,
+             dense_bytes,
+             description.kv_len,
+             {}};
+  arms[2] = {"sparse_decode",
+             std::string(sparse.implementation()),
+             "",
+             "",
+             description.q_dtype,
+             row_bytes * description.num_kv_heads * description.num_selected() * description.batch,
+             description.num_selected(),
+             {}};
   for (const auto& arm : policy_arms) {
-    arms.push_back({"append_select_attend", std::string(arm->plan.implementation()), arm->policy.to_string(), arm->policy.to_string(), DType::f32, 0.0, 0, {}});
+    arms.push_back({"append_select_attend",
+                    std::string(arm->plan.implementation()),
+                    arm->policy.to_string(),
+                    arm->policy.to_string(),
+                    DType::f32,
+                    0.0,
+                    0,
+                    {}});
   }
 
   int32_t layer = 0;
@@ -337,8 +364,11 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
   for (size_t i = 0; i < policy_arms.size(); ++i) {
     const PolicyArm& arm = *policy_arms[i];
     const auto calls = static_cast<double>(arm.num_calls);
-    arms[3 + i].num_selected = std::lround(static_cast<double>(arm.cost.tokens_selected) / calls / description.num_kv_heads);
-    arms[3 + i].bytes = (row_bytes * static_cast<double>(arm.cost.tokens_selected) + static_cast<double>(arm.cost.index_bytes)) / calls * description.batch;
+    arms[3 + i].num_selected =
+        std::lround(static_cast<double>(arm.cost.tokens_selected) / calls / description.num_kv_heads);
+    arms[3 + i].bytes =
+        (row_bytes * static_cast<double>(arm.cost.tokens_selected) + static_cast<double>(arm.cost.index_bytes)) / calls *
+        description.batch;
   }
   return arms;
 }

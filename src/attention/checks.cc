@@ -52,16 +52,18 @@ Status check_workspace(const void* workspace, std::size_t workspace_bytes, std::
   if (needed_bytes == 0) return {};
   if (workspace_bytes < needed_bytes) {
     return Status::invalid_argument("workspace_bytes: expected at least " + number(static_cast<int64_t>(needed_bytes)) +
-                                    " (the plan's workspace_bytes()), got " + number(static_cast<int64_t>(workspace_bytes)));
+                                    " (the plan's workspace_bytes()), got " +
+                                    number(static_cast<int64_t>(workspace_bytes)));
   }
   return check_pointer("workspace", workspace, 64);
 }
 
-Status check_kv(const PagedKvView& kv, int32_t batch, int32_t num_kv_heads, int32_t head_dim, DType dtype, int32_t page_size) {
+Status check_kv(const PagedKvView& kv, int32_t batch, int32_t num_kv_heads, int32_t head_dim, DType dtype,
+                int32_t page_size) {
   if (kv.num_kv_heads != num_kv_heads || kv.head_dim != head_dim || kv.page_size != page_size || kv.dtype != dtype) {
     const auto text = [](int64_t heads, int64_t dim, int64_t page, DType type) {
-      return "num_kv_heads=" + number(heads) + " head_dim=" + number(dim) + " page_size=" + number(page) + " dtype=" +
-             std::string(to_string(type));
+      return "num_kv_heads=" + number(heads) + " head_dim=" + number(dim) + " page_size=" + number(page) +
+             " dtype=" + std::string(to_string(type));
     };
     return Status::invalid_argument("kv: expected the shape the plan was made for, " +
                                     text(num_kv_heads, head_dim, page_size, dtype) + ", got " +

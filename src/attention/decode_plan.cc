@@ -72,12 +72,13 @@ Status DecodePlan::run(const DecodeArgs& args, Stream stream) const {
     }
     RAREFY_RETURN_IF_ERROR(check_pointer("q", args.q, size_of(problem_.q_dtype)));
     RAREFY_RETURN_IF_ERROR(check_pointer("out", args.out, size_of(problem_.out_dtype)));
-    RAREFY_RETURN_IF_ERROR(check_kv(args.kv, args.batch, problem_.num_kv_heads, problem_.head_dim, problem_.kv_dtype,
-                                    problem_.page_size));
+    RAREFY_RETURN_IF_ERROR(
+        check_kv(args.kv, args.batch, problem_.num_kv_heads, problem_.head_dim, problem_.kv_dtype, problem_.page_size));
     if (problem_.sink_logit) RAREFY_RETURN_IF_ERROR(check_pointer("sink_logits", args.sink_logits, alignof(float)));
     if (op_ == DecodeOp::sparse) RAREFY_RETURN_IF_ERROR(check_index(problem_, args));
     if (op_ == DecodeOp::dense && (args.rel_std != nullptr || args.out_rel_std != nullptr)) {
-      return Status::invalid_argument("rel_std: dense attention has no sampling error; pass null for rel_std and out_rel_std");
+      return Status::invalid_argument(
+          "rel_std: dense attention has no sampling error; pass null for rel_std and out_rel_std");
     }
     return check_workspace(args.workspace, args.workspace_bytes, kernel_->workspace_bytes());
   };

@@ -56,13 +56,15 @@ Status validate(const IndexSetView& set, int32_t batch, const int32_t* kv_lens) 
       const int64_t row = int64_t{sequence} * set.num_lists + list;
       const int32_t count = set.counts[row];
       if (count < kAllTokens || count > set.max_selected) {
-        return Status::invalid_argument(place("counts", sequence, list, -1) + ": expected -1 (all tokens) to max_selected=" +
-                                        std::to_string(set.max_selected) + ", got " + std::to_string(count));
+        return Status::invalid_argument(place("counts", sequence, list, -1) +
+                                        ": expected -1 (all tokens) to max_selected=" + std::to_string(set.max_selected) +
+                                        ", got " + std::to_string(count));
       }
       for (int32_t i = 0; i < count; ++i) {
         const int32_t token = set.token_ids[row * set.max_selected + i];
         if (token < 0 || token >= kv_lens[sequence]) {
-          return Status::invalid_argument(place("token_ids", sequence, list, i) + ": expected a token from 0 to kv_len - 1 = " +
+          return Status::invalid_argument(place("token_ids", sequence, list, i) +
+                                          ": expected a token from 0 to kv_len - 1 = " +
                                           std::to_string(kv_lens[sequence] - 1) + ", got " + std::to_string(token));
         }
         if (i > 0 && token <= set.token_ids[row * set.max_selected + i - 1]) {

@@ -43,7 +43,8 @@ Status merge(const MergeArgs& args) {
     for (int32_t d = 0; d < args.head_dim; ++d) {
       out[d] = denominator == 0.0 ? 0.0f : static_cast<float>(sum[static_cast<size_t>(d)] / denominator);
     }
-    if (args.lse != nullptr) args.lse[row] = static_cast<float>(denominator == 0.0 ? maximum : maximum + std::log(denominator));
+    if (args.lse != nullptr)
+      args.lse[row] = static_cast<float>(denominator == 0.0 ? maximum : maximum + std::log(denominator));
   }
   return {};
 }

@@ -10,7 +10,8 @@ Status validate(const PagedKvView& kv, int32_t batch) {
   RAREFY_RETURN_IF_ERROR(check_float_dtype("dtype", kv.dtype));
   RAREFY_RETURN_IF_ERROR(check_page_size(kv.page_size));
   if (kv.num_kv_heads < 1 || kv.head_dim < 1 || kv.num_pages < 0 || kv.max_pages_per_sequence < 0) {
-    return Status::invalid_argument("expected num_kv_heads >= 1, head_dim >= 1, num_pages >= 0 and max_pages_per_sequence >= 0");
+    return Status::invalid_argument(
+        "expected num_kv_heads >= 1, head_dim >= 1, num_pages >= 0 and max_pages_per_sequence >= 0");
   }
   if (kv.page_stride < 0 || kv.token_stride < 0 || kv.head_stride < 0) {
     return Status::invalid_argument("strides: expected values >= 0, got page_stride=" + std::to_string(kv.page_stride) +
@@ -23,9 +24,9 @@ Status validate(const PagedKvView& kv, int32_t batch) {
   for (int32_t sequence = 0; sequence < batch; ++sequence) {
     const int32_t kv_len = kv.kv_lens[sequence];
     if (kv_len < 0 || kv_len > capacity) {
-      return Status::invalid_argument("kv_lens[" + std::to_string(sequence) + "]: expected 0 to " + std::to_string(capacity) +
-                                      " (max_pages_per_sequence * page_size), got " + std::to_string(kv_len) +
-                                      "; give the sequence a longer page table");
+      return Status::invalid_argument("kv_lens[" + std::to_string(sequence) + "]: expected 0 to " +
+                                      std::to_string(capacity) + " (max_pages_per_sequence * page_size), got " +
+                                      std::to_string(kv_len) + "; give the sequence a longer page table");
     }
     empty = empty && kv_len == 0;
   }

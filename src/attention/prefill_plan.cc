@@ -35,11 +35,12 @@ Status PrefillPlan::run(const PrefillArgs& args, Stream stream) const {
     }
     RAREFY_RETURN_IF_ERROR(check_pointer("q", args.q, size_of(problem_.q_dtype)));
     RAREFY_RETURN_IF_ERROR(check_pointer("out", args.out, size_of(problem_.out_dtype)));
-    RAREFY_RETURN_IF_ERROR(check_kv(args.kv, 1, problem_.num_kv_heads, problem_.head_dim, problem_.kv_dtype,
-                                    problem_.page_size));
+    RAREFY_RETURN_IF_ERROR(
+        check_kv(args.kv, 1, problem_.num_kv_heads, problem_.head_dim, problem_.kv_dtype, problem_.page_size));
     if (args.kv.kv_lens[0] < args.num_new) {
       return Status::invalid_argument("kv_lens[0]: expected at least num_new=" + std::to_string(args.num_new) +
-                                      ": the cache already holds the new tokens, got " + std::to_string(args.kv.kv_lens[0]));
+                                      ": the cache already holds the new tokens, got " +
+                                      std::to_string(args.kv.kv_lens[0]));
     }
     return check_workspace(args.workspace, args.workspace_bytes, kernel_->workspace_bytes());
   };

@@ -17,9 +17,9 @@ struct Row {
   const void* q = nullptr;  // [num_rows, head_dim] q_dtype
   DType q_dtype = DType::f32;
   double scale = 1.0, soft_cap = 0.0;
-  double sink = -kInfinity;               // logit that enters the denominator only
-  std::vector<int32_t> tokens;            // [num_tokens] i32
-  const float* log_weight = nullptr;      // [num_tokens] f32; nullable = all zero
+  double sink = -kInfinity;           // logit that enters the denominator only
+  std::vector<int32_t> tokens;        // [num_tokens] i32
+  const float* log_weight = nullptr;  // [num_tokens] f32; nullable = all zero
 };
 
 void compute_row(const Row& row, int64_t index, AttentionResult& result) {
@@ -32,8 +32,9 @@ void compute_row(const Row& row, int64_t index, AttentionResult& result) {
     const int64_t offset = kv.row_offset(row.sequence, row.tokens[i], row.kv_head);
     double dot = 0.0, magnitude = 0.0;
     for (size_t d = 0; d < head_dim; ++d) {
-      const double product = static_cast<double>(load_as_float(row.q, row.q_dtype, row.q_offset + static_cast<int64_t>(d))) *
-                             load_as_float(kv.keys, kv.dtype, offset + static_cast<int64_t>(d));
+      const double product =
+          static_cast<double>(load_as_float(row.q, row.q_dtype, row.q_offset + static_cast<int64_t>(d))) *
+          load_as_float(kv.keys, kv.dtype, offset + static_cast<int64_t>(d));
       dot += product;
       magnitude += std::abs(product);
     }
@@ -98,9 +99,8 @@ void compute_row(const Row& row, int64_t index, AttentionResult& result) {
 AttentionResult make_result(int64_t num_rows, int32_t head_dim) {
   const auto rows = static_cast<size_t>(num_rows);
   const size_t elements = rows * static_cast<size_t>(head_dim);
-  return {std::vector<double>(elements), std::vector<double>(rows),     std::vector<double>(rows),
-          std::vector<double>(rows),     std::vector<double>(elements), std::vector<double>(rows),
-          std::vector<double>(rows)};
+  return {std::vector<double>(elements), std::vector<double>(rows), std::vector<double>(rows), std::vector<double>(rows),
+          std::vector<double>(elements), std::vector<double>(rows), std::vector<double>(rows)};
 }
 
 }  // namespace

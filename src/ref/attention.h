@@ -19,7 +19,8 @@ struct AttentionResult {
   std::vector<double> rel_std;      // [num_rows] f64; of the denominator
   std::vector<double> out_rel_std;  // [num_rows] f64; +inf where out is 0 and its variance is not
   std::vector<double> condition;    // [num_rows, head_dim] f64; A = sum_i p_i |v_i|
-  std::vector<double> spread_scale; // [num_rows] f64; sum_i w_i (|v_i|^2 + |out|^2) / (D |out|)^2: rounding scale of out_rel_std^2
+  std::vector<double>
+      spread_scale;  // [num_rows] f64; sum_i w_i (|v_i|^2 + |out|^2) / (D |out|)^2: rounding scale of out_rel_std^2
   std::vector<double> logit_scale;  // [num_rows] f64; largest scale * sum_d |q_d k_d| over the row's tokens
 };
 

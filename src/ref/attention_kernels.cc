@@ -33,7 +33,8 @@ class ReferenceDecode final : public DecodeKernel {
   std::size_t workspace_bytes() const override { return 0; }
   Status run(const DecodeArgs& args, Stream) const override {
     if (op_ == DecodeOp::sparse && !ids_are_inside(args)) {
-      return Status::invalid_argument("sparse_decode: index.token_ids: expected tokens from 0 to kv_len - 1, got one outside");
+      return Status::invalid_argument(
+          "sparse_decode: index.token_ids: expected tokens from 0 to kv_len - 1, got one outside");
     }
     const AttentionResult result = decode_attention(op_, problem_, args);
     store_rows(result.out, problem_.out_dtype, args.out);

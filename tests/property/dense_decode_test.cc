@@ -32,7 +32,8 @@ TEST(DenseDecode, MatchesOracleForEveryQueryAndOutputDtype) {
 
 TEST(DenseDecode, MatchesOracleForEveryGroup) {
   for (int32_t group = 1; group <= 16; ++group) {
-    check_decode(kOp, {.num_q_heads = 2 * group, .num_kv_heads = 2, .kv_lens = {70}, .seed = 100u + static_cast<uint64_t>(group)});
+    check_decode(
+        kOp, {.num_q_heads = 2 * group, .num_kv_heads = 2, .kv_lens = {70}, .seed = 100u + static_cast<uint64_t>(group)});
   }
 }
 
@@ -53,7 +54,10 @@ TEST(DenseDecode, MatchesOracleForEveryLayout) {
 
 TEST(DenseDecode, MatchesOracleForSeveralQueriesSoftCapAndSink) {
   for (int32_t num_queries = 1; num_queries <= 8; ++num_queries) {
-    check_decode(kOp, {.num_queries = num_queries, .kv_lens = {100, 5, 1, 0}, .logit_soft_cap = 3.0f, .sink_logit = true,
+    check_decode(kOp, {.num_queries = num_queries,
+                       .kv_lens = {100, 5, 1, 0},
+                       .logit_soft_cap = 3.0f,
+                       .sink_logit = true,
                        .seed = 400u + static_cast<uint64_t>(num_queries)});
   }
 }
@@ -118,7 +122,9 @@ TEST(DenseDecode, ScalingTheValuesByAPowerOfTwoScalesTheOutputExactly) {
 // A key component that is the same everywhere adds the same constant to every logit.
 TEST(DenseDecode, AConstantAddedToEveryLogitChangesOnlyLse) {
   constexpr int32_t kHeadDim = 64;
-  AttentionData data({.num_q_heads = 1, .num_kv_heads = 1, .head_dim = kHeadDim, .kv_dtype = DType::f32, .kv_lens = {90}, .seed = 900}, kOp);
+  AttentionData data(
+      {.num_q_heads = 1, .num_kv_heads = 1, .head_dim = kHeadDim, .kv_dtype = DType::f32, .kv_lens = {90}, .seed = 900},
+      kOp);
   auto* q = reinterpret_cast<float*>(data.q.data());
   auto* keys = reinterpret_cast<float*>(data.keys.data());
   q[0] = 1.0f / data.scale;
@@ -129,7 +135,8 @@ TEST(DenseDecode, AConstantAddedToEveryLogitChangesOnlyLse) {
       results[which] = run_decode(kOp, name, data);
     }
     EXPECT_NEAR(results[1].lse[0], results[0].lse[0] + 8.0f, 4e-6f) << name;
-    for (int32_t d = 0; d < kHeadDim; ++d) EXPECT_NEAR(results[1].out[static_cast<size_t>(d)], results[0].out[static_cast<size_t>(d)], 4e-6f) << name;
+    for (int32_t d = 0; d < kHeadDim; ++d)
+      EXPECT_NEAR(results[1].out[static_cast<size_t>(d)], results[0].out[static_cast<size_t>(d)], 4e-6f) << name;
   }
 }
 

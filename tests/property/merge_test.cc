@@ -16,8 +16,14 @@ constexpr int32_t kHeads = 4, kDim = 32, kTokens = 200;
 // Parts are sparse decodes over disjoint lists of the same cache; the whole is the dense decode.
 TEST(Merge, PartsOfAPartitionGiveTheWhole) {
   for (int32_t num_parts : {1, 2, 3, 7}) {
-    AttentionCase all = {.num_q_heads = kHeads, .num_kv_heads = 1, .head_dim = kDim, .kv_dtype = DType::f32, .kv_lens = {kTokens},
-                         .all_tokens = true, .logit_spread = 4.0f, .seed = 10u + static_cast<uint64_t>(num_parts)};
+    AttentionCase all = {.num_q_heads = kHeads,
+                         .num_kv_heads = 1,
+                         .head_dim = kDim,
+                         .kv_dtype = DType::f32,
+                         .kv_lens = {kTokens},
+                         .all_tokens = true,
+                         .logit_spread = 4.0f,
+                         .seed = 10u + static_cast<uint64_t>(num_parts)};
     AttentionData data(all, DecodeOp::sparse);
     for (const std::string& name : decode_names(DecodeOp::sparse, data.decode_problem())) {
       const DecodeOutputs whole = run_decode(DecodeOp::sparse, name, data);

@@ -40,7 +40,8 @@ void check_prefill(const AttentionCase& description) {
   const ref::AttentionResult expected = ref::prefill_attention(problem, data.prefill_args());
   for (const auto& [name, outputs] : runs) {
     EXPECT_TRUE(matches_oracle({outputs.out, outputs.lse.data(), nullptr, nullptr}, expected, problem.head_dim,
-                               problem.out_dtype, description.kv_lens[0], weight_rounding(name))) << name;
+                               problem.out_dtype, description.kv_lens[0], weight_rounding(name)))
+        << name;
   }
 }
 
@@ -48,7 +49,12 @@ TEST(Prefill, MatchesOracleForEveryDtypeAndHeadDim) {
   uint64_t seed = 1;
   for (DType kv_dtype : kKvDtypes) {
     for (int32_t head_dim : {16, 32, 48, 64, 80, 96, 112, 128, 160, 256}) {
-      check_prefill({.num_q_heads = 4, .head_dim = head_dim, .kv_dtype = kv_dtype, .num_queries = 33, .kv_lens = {100}, .seed = seed++});
+      check_prefill({.num_q_heads = 4,
+                     .head_dim = head_dim,
+                     .kv_dtype = kv_dtype,
+                     .num_queries = 33,
+                     .kv_lens = {100},
+                     .seed = seed++});
     }
   }
 }
@@ -63,7 +69,11 @@ TEST(Prefill, MatchesOracleForEveryQueryAndOutputDtype) {
 
 TEST(Prefill, MatchesOracleForEveryGroup) {
   for (int32_t group = 1; group <= 16; ++group) {
-    check_prefill({.num_q_heads = 2 * group, .num_kv_heads = 2, .num_queries = 40, .kv_lens = {70}, .seed = 100u + static_cast<uint64_t>(group)});
+    check_prefill({.num_q_heads = 2 * group,
+                   .num_kv_heads = 2,
+                   .num_queries = 40,
+                   .kv_lens = {70},
+                   .seed = 100u + static_cast<uint64_t>(group)});
   }
 }
 
@@ -73,7 +83,12 @@ TEST(Prefill, MatchesOracleAtAwkwardLengths) {
     for (int32_t kv_len : {1, 2, 63, 64, 65, 127, 128, 129, 400}) {
       for (int32_t num_new : {1, 7, 64, 129, kv_len}) {
         if (num_new > kv_len) continue;
-        check_prefill({.num_q_heads = 3, .num_kv_heads = 1, .page_size = page_size, .num_queries = num_new, .kv_lens = {kv_len}, .seed = seed++});
+        check_prefill({.num_q_heads = 3,
+                       .num_kv_heads = 1,
+                       .page_size = page_size,
+                       .num_queries = num_new,
+                       .kv_lens = {kv_len},
+                       .seed = seed++});
       }
     }
   }
@@ -82,8 +97,13 @@ TEST(Prefill, MatchesOracleAtAwkwardLengths) {
 TEST(Prefill, MatchesOracleForEveryLayoutAndSoftCap) {
   for (KvLayout layout : {KvLayout::nhd, KvLayout::hnd, KvLayout::head_major}) {
     for (float soft_cap : {0.0f, 3.0f}) {
-      check_prefill({.num_q_heads = 12, .num_kv_heads = 3, .num_queries = 90, .kv_lens = {200}, .layout = layout,
-                     .logit_soft_cap = soft_cap, .seed = 300});
+      check_prefill({.num_q_heads = 12,
+                     .num_kv_heads = 3,
+                     .num_queries = 90,
+                     .kv_lens = {200},
+                     .layout = layout,
+                     .logit_soft_cap = soft_cap,
+                     .seed = 300});
     }
   }
 }
@@ -122,9 +142,11 @@ TEST(Prefill, ChunksDoNotChangeABit) {
         part.kv_lens = {first + count};
         AttentionData part_data(part, DecodeOp::dense);
         const size_t row_bytes = size_t{8} * 64 * sizeof(float);
-        std::memcpy(part_data.q.data(), data.q.data() + static_cast<size_t>(first) * row_bytes, static_cast<size_t>(count) * row_bytes);
+        std::memcpy(part_data.q.data(), data.q.data() + static_cast<size_t>(first) * row_bytes,
+                    static_cast<size_t>(count) * row_bytes);
         const DecodeOutputs got = run_prefill(name, part_data);
-        ASSERT_TRUE(std::equal(got.out.begin(), got.out.end(), expected.out.begin() + first * 8 * 64)) << name << " chunk=" << chunk << " first=" << first;
+        ASSERT_TRUE(std::equal(got.out.begin(), got.out.end(), expected.out.begin() + first * 8 * 64))
+            << name << " chunk=" << chunk << " first=" << first;
         ASSERT_TRUE(std::equal(got.lse.begin(), got.lse.end(), expected.lse.begin() + first * 8)) << name;
       }
     }

@@ -20,7 +20,8 @@ TEST(SparseDecode, MatchesOracleForEveryDtypeHeadDimAndScope) {
   for (ListScope scope : kScopes) {
     for (DType kv_dtype : kKvDtypes) {
       for (int32_t head_dim : {16, 48, 64, 80, 128, 256}) {
-        check_decode(kOp, {.head_dim = head_dim, .kv_dtype = kv_dtype, .kv_lens = {333, 40}, .scope = scope, .seed = seed++});
+        check_decode(kOp,
+                     {.head_dim = head_dim, .kv_dtype = kv_dtype, .kv_lens = {333, 40}, .scope = scope, .seed = seed++});
       }
     }
   }
@@ -29,7 +30,10 @@ TEST(SparseDecode, MatchesOracleForEveryDtypeHeadDimAndScope) {
 TEST(SparseDecode, MatchesOracleForEveryGroup) {
   for (ListScope scope : kScopes) {
     for (int32_t group : {1, 2, 3, 4, 5, 7, 8, 16}) {
-      check_decode(kOp, {.num_q_heads = 2 * group, .num_kv_heads = 2, .kv_lens = {250}, .scope = scope,
+      check_decode(kOp, {.num_q_heads = 2 * group,
+                         .num_kv_heads = 2,
+                         .kv_lens = {250},
+                         .scope = scope,
                          .seed = 100u + static_cast<uint64_t>(group)});
     }
   }
@@ -40,7 +44,11 @@ TEST(SparseDecode, MatchesOracleAtAwkwardLengths) {
   for (int32_t page_size : {1, 16, 256}) {
     for (int32_t kv_len : {0, 1, 31, 32, 33, 64, 257, 1030, 4500}) {
       for (double density : {0.02, 0.5}) {
-        check_decode(kOp, {.num_q_heads = 4, .num_kv_heads = 1, .page_size = page_size, .kv_lens = {kv_len}, .density = density,
+        check_decode(kOp, {.num_q_heads = 4,
+                           .num_kv_heads = 1,
+                           .page_size = page_size,
+                           .kv_lens = {kv_len},
+                           .density = density,
                            .seed = seed++});
       }
     }
@@ -49,7 +57,11 @@ TEST(SparseDecode, MatchesOracleAtAwkwardLengths) {
 
 TEST(SparseDecode, MatchesOracleForEveryLayoutWithFallbacks) {
   for (KvLayout layout : {KvLayout::nhd, KvLayout::hnd, KvLayout::head_major}) {
-    check_decode(kOp, {.num_q_heads = 12, .num_kv_heads = 3, .kv_lens = {200, 0, 33}, .layout = layout, .dense_fallback = true,
+    check_decode(kOp, {.num_q_heads = 12,
+                       .num_kv_heads = 3,
+                       .kv_lens = {200, 0, 33},
+                       .layout = layout,
+                       .dense_fallback = true,
                        .seed = 300});
   }
 }
@@ -57,8 +69,13 @@ TEST(SparseDecode, MatchesOracleForEveryLayoutWithFallbacks) {
 TEST(SparseDecode, MatchesOracleForSeveralQueriesSoftCapAndSink) {
   for (ListScope scope : kScopes) {
     for (int32_t num_queries : {1, 2, 5, 8}) {
-      check_decode(kOp, {.num_queries = num_queries, .kv_lens = {300, 5, 1, 0}, .scope = scope, .density = 0.4,
-                         .dense_fallback = num_queries == 5, .logit_soft_cap = 3.0f, .sink_logit = true,
+      check_decode(kOp, {.num_queries = num_queries,
+                         .kv_lens = {300, 5, 1, 0},
+                         .scope = scope,
+                         .density = 0.4,
+                         .dense_fallback = num_queries == 5,
+                         .logit_soft_cap = 3.0f,
+                         .sink_logit = true,
                          .seed = 400u + static_cast<uint64_t>(num_queries)});
     }
   }
@@ -129,9 +146,15 @@ TEST(SparseDecode, OptionalOutputsDoNotChangeTheOthers) {
       ASSERT_TRUE(plan->run(args).ok());
       EXPECT_EQ(data.out_values(), all.out) << name << " mask=" << mask;
       for (size_t i = 0; i < all.lse.size(); ++i) {
-        if (args.lse != nullptr) { EXPECT_EQ(args.lse[i], all.lse[i]); }
-        if (args.rel_std != nullptr) { EXPECT_EQ(args.rel_std[i], all.rel_std[i]); }
-        if (args.out_rel_std != nullptr) { EXPECT_EQ(args.out_rel_std[i], all.out_rel_std[i]); }
+        if (args.lse != nullptr) {
+          EXPECT_EQ(args.lse[i], all.lse[i]);
+        }
+        if (args.rel_std != nullptr) {
+          EXPECT_EQ(args.rel_std[i], all.rel_std[i]);
+        }
+        if (args.out_rel_std != nullptr) {
+          EXPECT_EQ(args.out_rel_std[i], all.out_rel_std[i]);
+        }
       }
     }
   }

@@ -28,7 +28,8 @@ std::string AttentionCase::to_string() const {
   std::ostringstream text;
   text << "num_q_heads=" << num_q_heads << " num_kv_heads=" << num_kv_heads << " head_dim=" << head_dim
        << " q_dtype=" << rarefy::to_string(q_dtype) << " kv_dtype=" << rarefy::to_string(kv_dtype)
-       << " out_dtype=" << rarefy::to_string(out_dtype) << " page_size=" << page_size << " num_queries=" << num_queries << " kv_len=";
+       << " out_dtype=" << rarefy::to_string(out_dtype) << " page_size=" << page_size << " num_queries=" << num_queries
+       << " kv_len=";
   for (size_t i = 0; i < kv_lens.size(); ++i) text << (i == 0 ? "" : ",") << kv_lens[i];
   text << " layout=" << name_of(layout) << " scope=" << (scope == ListScope::kv_head ? "kv_head" : "query_head")
        << " density=" << density << " log_weights=" << log_weights << " all_tokens=" << all_tokens
@@ -86,7 +87,9 @@ void AttentionData::make_cache(RandomStream& random) {
   switch (case_.layout) {
     case KvLayout::nhd: kv_.token_stride = heads * dim, kv_.head_stride = dim, kv_.page_stride = page * heads * dim; break;
     case KvLayout::hnd: kv_.token_stride = dim, kv_.head_stride = page * dim, kv_.page_stride = page * heads * dim; break;
-    case KvLayout::head_major: kv_.token_stride = dim, kv_.head_stride = num_pages * page * dim, kv_.page_stride = page * dim; break;
+    case KvLayout::head_major:
+      kv_.token_stride = dim, kv_.head_stride = num_pages * page * dim, kv_.page_stride = page * dim;
+      break;
   }
   const size_t bytes = static_cast<size_t>(num_pages * page * heads * dim) * size_of(case_.kv_dtype);
   keys = GuardedBuffer<unsigned char>(bytes, size_of(case_.kv_dtype));  // misaligned rows
@@ -94,7 +97,8 @@ void AttentionData::make_cache(RandomStream& random) {
 
   std::vector<int32_t> free_pages(static_cast<size_t>(num_pages));
   std::iota(free_pages.begin(), free_pages.end(), 0);
-  for (size_t i = free_pages.size(); i > 1; --i) std::swap(free_pages[i - 1], free_pages[static_cast<size_t>(random.below(static_cast<int32_t>(i)))]);
+  for (size_t i = free_pages.size(); i > 1; --i)
+    std::swap(free_pages[i - 1], free_pages[static_cast<size_t>(random.below(static_cast<int32_t>(i)))]);
   page_table = GuardedBuffer<int32_t>(static_cast<size_t>(case_.batch()) * static_cast<size_t>(max_pages));
   lens = GuardedBuffer<int32_t>(static_cast<size_t>(case_.batch()));
   size_t next = 0;
@@ -119,8 +123,9 @@ void AttentionData::make_cache(RandomStream& random) {
 
 // A row's content depends on (seed, sequence, token, head) only: the same row in every layout, page size and batch mix.
 void AttentionData::write_row(int32_t sequence, int32_t token, int32_t kv_head) {
-  RandomStream random(case_.seed * 1000003 + (static_cast<uint64_t>(sequence) << 48 ^ static_cast<uint64_t>(token) << 8 ^
-                                              static_cast<uint64_t>(kv_head)) + 17);
+  RandomStream random(
+      case_.seed * 1000003 +
+      (static_cast<uint64_t>(sequence) << 48 ^ static_cast<uint64_t>(token) << 8 ^ static_cast<uint64_t>(kv_head)) + 17);
   const int64_t offset = kv_.row_offset(sequence, token, kv_head);
   for (int32_t d = 0; d < case_.head_dim; ++d) {
     store_from_float(keys.data(), case_.kv_dtype, offset + d, static_cast<float>(random.normal()));
@@ -185,7 +190,8 @@ DecodeArgs AttentionData::decode_args() {
   args.lse = lse.data();
   args.sink_logits = case_.sink_logit ? sinks.data() : nullptr;
   if (op_ == DecodeOp::sparse) {
-    args.index = {token_ids.data(), counts.data(), case_.log_weights ? log_weight.data() : nullptr, num_lists_, max_selected_};
+    args.index = {token_ids.data(), counts.data(), case_.log_weights ? log_weight.data() : nullptr, num_lists_,
+                  max_selected_};
     args.rel_std = rel_std.data();
     args.out_rel_std = out_rel_std.data();
   }
@@ -237,7 +243,8 @@ void AttentionData::poison_outputs() {
 
 std::vector<float> AttentionData::out_values() const {
   std::vector<float> result(static_cast<size_t>(num_rows()) * static_cast<size_t>(case_.head_dim));
-  for (size_t i = 0; i < result.size(); ++i) result[i] = load_as_float(out.data(), case_.out_dtype, static_cast<int64_t>(i));
+  for (size_t i = 0; i < result.size(); ++i)
+    result[i] = load_as_float(out.data(), case_.out_dtype, static_cast<int64_t>(i));
   return result;
 }
 
@@ -268,19 +275,23 @@ double weight_rounding(const std::string& implementation) {
       const size_t i = row * static_cast<size_t>(head_dim) + d;
       // f16 and bf16 outputs below their smallest normal number round on a fixed grid.
       const double grid = out_dtype == DType::f16 ? 0x1p-25 : 0.0;
-      compare(got.out[i], expected.out[i], eps_of(out_dtype) * std::abs(expected.out[i]) + rounding * expected.condition[i] + grid,
-              "out", row, d);
+      compare(got.out[i], expected.out[i],
+              eps_of(out_dtype) * std::abs(expected.out[i]) + rounding * expected.condition[i] + grid, "out", row, d);
     }
     if (got.lse != nullptr) {
-      compare(got.lse[row], expected.lse[row], kSlack * kEps * (8.0 + log_length + logit_scale + std::abs(expected.lse[row])) + weight_rounding, "lse", row, 0);
+      compare(got.lse[row], expected.lse[row],
+              kSlack * kEps * (8.0 + log_length + logit_scale + std::abs(expected.lse[row])) + weight_rounding, "lse", row,
+              0);
     }
     if (got.rel_std != nullptr) {
-      compare(got.rel_std[row], expected.rel_std[row], 2.0 * rounding * expected.rel_std[row] + kUnderflow, "rel_std", row, 0);
+      compare(got.rel_std[row], expected.rel_std[row], 2.0 * rounding * expected.rel_std[row] + kUnderflow, "rel_std", row,
+              0);
     }
     if (got.out_rel_std != nullptr) {
       const double square = expected.out_rel_std[row] * expected.out_rel_std[row];
       compare(static_cast<double>(got.out_rel_std[row]) * got.out_rel_std[row], square,
-              2.0 * rounding * expected.spread_scale[row] + 4.0 * kEps * square + kUnderflow * kUnderflow, "out_rel_std^2", row, 0);
+              2.0 * rounding * expected.spread_scale[row] + 4.0 * kEps * square + kUnderflow * kUnderflow, "out_rel_std^2",
+              row, 0);
     }
   }
   static double worst_of_test = 0.0;

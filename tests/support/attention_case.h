@@ -24,9 +24,9 @@ struct AttentionCase {
   std::vector<int32_t> kv_lens = {100};  // one per sequence
   KvLayout layout = KvLayout::nhd;
   ListScope scope = ListScope::kv_head;
-  double density = 0.2;      // sparse: share of the tokens in each list, varied from list to list
-  bool log_weights = true;   // sparse: about half of the entries are sampled
-  bool all_tokens = false;   // sparse: every list holds every token, weight 0
+  double density = 0.2;         // sparse: share of the tokens in each list, varied from list to list
+  bool log_weights = true;      // sparse: about half of the entries are sampled
+  bool all_tokens = false;      // sparse: every list holds every token, weight 0
   bool dense_fallback = false;  // sparse: every third list has count -1
   float logit_soft_cap = 0.0f;
   bool sink_logit = false;
@@ -56,7 +56,7 @@ class AttentionData {
   AttentionData(const AttentionCase& description, DecodeOp op);
 
   DecodeProblem decode_problem() const;
-  DecodeArgs decode_args();  // dense ops get no index and no error outputs
+  DecodeArgs decode_args();                // dense ops get no index and no error outputs
   PrefillProblem prefill_problem() const;  // sequence 0; num_queries queries
   PrefillArgs prefill_args();
   void* reserve_workspace(std::size_t bytes);  // fresh NaN at every call
@@ -65,16 +65,18 @@ class AttentionData {
 
   int64_t num_rows() const { return int64_t{case_.batch()} * case_.num_queries * case_.num_q_heads; }
   std::vector<float> out_values() const;  // [num_rows, head_dim] f32
-  int64_t row_offset(int32_t sequence, int32_t token, int32_t kv_head) const { return kv_.row_offset(sequence, token, kv_head); }
+  int64_t row_offset(int32_t sequence, int32_t token, int32_t kv_head) const {
+    return kv_.row_offset(sequence, token, kv_head);
+  }
 
   // In the cache's own dtype; the pool is NaN where nothing was written.
-  GuardedBuffer<unsigned char> keys, values;  // [num_pages, page_size, num_kv_heads, head_dim] kv_dtype; by layout
-  GuardedBuffer<unsigned char> q, out;        // [num_rows, head_dim] q_dtype, out_dtype
+  GuardedBuffer<unsigned char> keys, values;       // [num_pages, page_size, num_kv_heads, head_dim] kv_dtype; by layout
+  GuardedBuffer<unsigned char> q, out;             // [num_rows, head_dim] q_dtype, out_dtype
   GuardedBuffer<float> lse, rel_std, out_rel_std;  // [num_rows] f32
-  GuardedBuffer<int32_t> page_table, lens;    // [batch, max_pages] and [batch] i32
-  GuardedBuffer<int32_t> token_ids, counts;   // [batch, num_lists, max_selected] and [batch, num_lists] i32
-  GuardedBuffer<float> log_weight;            // [batch, num_lists, max_selected] f32
-  GuardedBuffer<float> sinks;                 // [num_q_heads] f32
+  GuardedBuffer<int32_t> page_table, lens;         // [batch, max_pages] and [batch] i32
+  GuardedBuffer<int32_t> token_ids, counts;        // [batch, num_lists, max_selected] and [batch, num_lists] i32
+  GuardedBuffer<float> log_weight;                 // [batch, num_lists, max_selected] f32
+  GuardedBuffer<float> sinks;                      // [num_q_heads] f32
   float scale = 1.0f;
 
  private:
@@ -91,7 +93,7 @@ class AttentionData {
 
 // What a run is compared with; null results are not compared.
 struct Got {
-  std::vector<float> out;  // [num_rows, head_dim] f32
+  std::vector<float> out;              // [num_rows, head_dim] f32
   const float* lse = nullptr;          // [num_rows] f32
   const float* rel_std = nullptr;      // [num_rows] f32
   const float* out_rel_std = nullptr;  // [num_rows] f32

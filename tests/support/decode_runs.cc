@@ -17,7 +17,9 @@ DecodeOutputs run_decode(DecodeOp op, const std::string& name, AttentionData& da
   const Status status = plan->run(args);
   EXPECT_TRUE(status.ok()) << status.to_string();
   EXPECT_TRUE(data.guards_intact());
-  const auto copy = [&](const GuardedBuffer<float>& from) { return std::vector<float>(from.data(), from.data() + from.size()); };
+  const auto copy = [&](const GuardedBuffer<float>& from) {
+    return std::vector<float>(from.data(), from.data() + from.size());
+  };
   outputs.out = data.out_values();
   outputs.lse = copy(data.lse);
   if (op == DecodeOp::sparse) {

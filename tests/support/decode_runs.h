@@ -11,8 +11,8 @@
 namespace rarefy::test {
 
 struct DecodeOutputs {
-  std::vector<float> out;                         // [num_rows, head_dim] f32
-  std::vector<float> lse, rel_std, out_rel_std;   // [num_rows] f32
+  std::vector<float> out;                        // [num_rows, head_dim] f32
+  std::vector<float> lse, rel_std, out_rel_std;  // [num_rows] f32
 
   friend bool operator==(const DecodeOutputs&, const DecodeOutputs&) = default;
 };

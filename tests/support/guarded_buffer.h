@@ -14,7 +14,8 @@ class GuardedBuffer {
  public:
   GuardedBuffer() = default;
   // `misalign` elements off a 64-byte boundary.
-  explicit GuardedBuffer(std::size_t count, std::size_t misalign = 0) : count_(count), front_(kGuardBytes + misalign * sizeof(T)) {
+  explicit GuardedBuffer(std::size_t count, std::size_t misalign = 0)
+      : count_(count), front_(kGuardBytes + misalign * sizeof(T)) {
     total_ = (front_ + count * sizeof(T) + kGuardBytes + 63) / 64 * 64;
     bytes_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, total_)));
     std::fill_n(bytes_.get(), total_, kPoison);
@@ -30,7 +31,8 @@ class GuardedBuffer {
   bool intact() const {
     const unsigned char* begin = bytes_.get();
     const auto good = [](unsigned char byte) { return byte == kPoison; };
-    return std::all_of(begin, begin + front_, good) && std::all_of(begin + front_ + count_ * sizeof(T), begin + total_, good);
+    return std::all_of(begin, begin + front_, good) &&
+           std::all_of(begin + front_ + count_ * sizeof(T), begin + total_, good);
   }
 
  private:

@@ -78,7 +78,8 @@ TEST(IndexSet, RefusesWhatDoesNotFitAndSaysWhere) {
   EXPECT_NE(message([](IndexSet& set) { set.token_ids(0, 0)[2] = 10; }).find("predecessor"), std::string::npos);
   EXPECT_NE(message([](IndexSet& set) { set.token_ids(0, 0)[2] = 9; }).find("predecessor"), std::string::npos);
   for (float weight : {-0.1f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
-    EXPECT_NE(message([weight](IndexSet& set) { set.log_weight(0, 1)[3] = weight; }).find("log_weight[0][1][3]"), std::string::npos);
+    EXPECT_NE(message([weight](IndexSet& set) { set.log_weight(0, 1)[3] = weight; }).find("log_weight[0][1][3]"),
+              std::string::npos);
   }
 }
 

@@ -11,9 +11,10 @@ namespace rarefy {
 namespace {
 
 struct Pool {
-  std::vector<uint16_t> rows = std::vector<uint16_t>(4 * 8 * 2 * 16);  // [num_pages, page_size, num_kv_heads, head_dim] bits
-  std::vector<int32_t> page_table = {2, 0, 3, 1, -1, -1};              // [batch, max_pages_per_sequence] i32
-  std::vector<int32_t> kv_lens = {17, 5};                              // [batch] i32
+  std::vector<uint16_t> rows =
+      std::vector<uint16_t>(4 * 8 * 2 * 16);               // [num_pages, page_size, num_kv_heads, head_dim] bits
+  std::vector<int32_t> page_table = {2, 0, 3, 1, -1, -1};  // [batch, max_pages_per_sequence] i32
+  std::vector<int32_t> kv_lens = {17, 5};                  // [batch] i32
   PagedKvView view;
 
   Pool() {
@@ -67,11 +68,15 @@ TEST(PagedKvView, RefusesWhatDoesNotFit) {
   EXPECT_NE(message([](Pool& pool) { pool.view.dtype = DType::i8; }).find("f32, f16 or bf16"), std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.view.token_stride = -1; }).find("strides"), std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.view.keys = nullptr; }).find("keys"), std::string::npos);
-  EXPECT_NE(message([](Pool& pool) { pool.view.values = reinterpret_cast<const char*>(pool.rows.data()) + 1; }).find("values"), std::string::npos);
+  EXPECT_NE(
+      message([](Pool& pool) { pool.view.values = reinterpret_cast<const char*>(pool.rows.data()) + 1; }).find("values"),
+      std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.view.kv_lens = nullptr; }).find("kv_lens"), std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.kv_lens[0] = 25; }).find("kv_lens[0]: expected 0 to 24"), std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.kv_lens[1] = -1; }).find("kv_lens[1]"), std::string::npos);
-  EXPECT_NE(message([](Pool& pool) { pool.page_table[1] = 4; }).find("page_table[0][1]: expected a page from 0 to 3, got 4"), std::string::npos);
+  EXPECT_NE(
+      message([](Pool& pool) { pool.page_table[1] = 4; }).find("page_table[0][1]: expected a page from 0 to 3, got 4"),
+      std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.page_table[3] = -1; }).find("page_table[1][0]"), std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.view.num_kv_heads = 0; }).find("num_kv_heads"), std::string::npos);
 }

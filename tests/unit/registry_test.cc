@@ -134,7 +134,8 @@ TEST(DecodePlan, RefusesBadArgumentsInEveryImplementation) {
       {"index.token_ids", [](DecodeArgs&, test::AttentionData& d) { d.token_ids[0] = -7; }},
   };
   for (const BadArgs& entry : bad) {
-    for (const std::string& name : test::decode_names(DecodeOp::sparse, test::AttentionData({.kv_lens = {40}}, DecodeOp::sparse).decode_problem())) {
+    for (const std::string& name :
+         test::decode_names(DecodeOp::sparse, test::AttentionData({.kv_lens = {40}}, DecodeOp::sparse).decode_problem())) {
       test::AttentionData data({.kv_lens = {40}, .density = 0.5, .sink_logit = true}, DecodeOp::sparse);
       const Expected<DecodePlan> plan = test::forced_plan(DecodeOp::sparse, data.decode_problem(), name);
       ASSERT_TRUE(plan);

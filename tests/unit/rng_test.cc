@@ -22,7 +22,8 @@ TEST(Philox, KnownAnswers) {
   using Block = std::array<uint32_t, 4>;
   EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}), (Block{0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}));
   constexpr uint32_t kOnes = 0xffffffffu;
-  EXPECT_EQ(philox4x32({kOnes, kOnes, kOnes, kOnes}, {kOnes, kOnes}), (Block{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}));
+  EXPECT_EQ(philox4x32({kOnes, kOnes, kOnes, kOnes}, {kOnes, kOnes}),
+            (Block{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}));
   EXPECT_EQ(philox4x32({0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}, {0xa4093822u, 0x299f31d0u}),
             (Block{0xd16cfe09u, 0x94fdccebu, 0x5001e420u, 0x24126ea1u}));
 }
@@ -89,7 +90,8 @@ TEST_P(Statistics, TheDistributionIsUniform) {
   std::sort(values.begin(), values.end());
   double distance = 0.0;
   for (uint32_t i = 0; i < kDraws; ++i) {
-    distance = std::max({distance, values[i] - static_cast<double>(i) / kDraws, static_cast<double>(i + 1) / kDraws - values[i]});
+    distance =
+        std::max({distance, values[i] - static_cast<double>(i) / kDraws, static_cast<double>(i + 1) / kDraws - values[i]});
   }
   EXPECT_LT(distance, 2.2 / std::sqrt(kDraws)) << random.name;  // exceeded with probability 1.3e-4
 }
@@ -107,17 +109,22 @@ TEST(TokenHash, FlippingOneBitOfTheTokenFlipsHalfOfTheOutput) {
       for (int out = 0; out < 32; ++out) flips[static_cast<size_t>(out)] += (changed >> out) & 1;
     }
     for (int out = 0; out < 32; ++out) {
-      EXPECT_NEAR(flips[static_cast<size_t>(out)] / static_cast<double>(kSamples), 0.5, 0.012) << "bit " << bit << " to " << out;
+      EXPECT_NEAR(flips[static_cast<size_t>(out)] / static_cast<double>(kSamples), 0.5, 0.012)
+          << "bit " << bit << " to " << out;
     }
   }
 }
 
 TEST(ListKeys, NeighbouringListsAreIndependent) {
   const ListKey base = key_of(7, 3, 2, 5000);
-  const ListKey others[] = {key_of(8, 3, 2, 5000), key_of(7, 4, 2, 5000), key_of(7, 3, 3, 5000), key_of(7, 3, 2, 5001),
+  const ListKey others[] = {key_of(8, 3, 2, 5000),
+                            key_of(7, 4, 2, 5000),
+                            key_of(7, 3, 3, 5000),
+                            key_of(7, 3, 2, 5001),
                             key_of(7, 3, 2, 5000 + (int64_t{1} << 32)),
                             make_list_key(7, RngPurpose::tail, 3, 2, 5000),
-                            ListKey{base.add + 1, base.mask}, ListKey{base.add, base.mask ^ 1}};
+                            ListKey{base.add + 1, base.mask},
+                            ListKey{base.add, base.mask ^ 1}};
   for (const ListKey& other : others) {
     for (uint32_t shift : {0u, 1u, 2u, 16u}) {
       double product = 0.0;

@@ -18,9 +18,9 @@ TEST(Status, OkCarriesNothing) {
 }
 
 TEST(Status, EveryCodeHasANameOfItsOwn) {
-  const Status failures[] = {Status::invalid_argument("m"), Status::not_found("m"), Status::unsupported("m"),
-                             Status::data_loss("m"), Status::resource_exhausted("m"), Status::io_error("m"),
-                             Status::cancelled("m"), Status::internal("m")};
+  const Status failures[] = {
+      Status::invalid_argument("m"),   Status::not_found("m"), Status::unsupported("m"), Status::data_loss("m"),
+      Status::resource_exhausted("m"), Status::io_error("m"),  Status::cancelled("m"),   Status::internal("m")};
   for (const Status& a : failures) {
     EXPECT_FALSE(a.ok());
     EXPECT_EQ(a.message(), "m");

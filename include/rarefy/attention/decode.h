@@ -26,33 +26,34 @@
 namespace rarefy {
 
 struct DecodeProblem {
-  int32_t num_q_heads = 0;   // a multiple of num_kv_heads; group = num_q_heads / num_kv_heads in 1..16
+  int32_t num_q_heads = 0;  // a multiple of num_kv_heads; group = num_q_heads / num_kv_heads in 1..16
   int32_t num_kv_heads = 0;
   int32_t head_dim = 0;
   DType q_dtype = DType::f32;    // f32, f16, bf16
   DType kv_dtype = DType::bf16;  // f32, f16, bf16
   DType out_dtype = DType::f32;  // f32, f16, bf16
   int32_t page_size = 16;        // a power of two, 1..256
-  int32_t num_queries = 1;       // queries per sequence, 1..8; query j sits at position kv_len - num_queries + j and skips later tokens
+  int32_t num_queries =
+      1;  // queries per sequence, 1..8; query j sits at position kv_len - num_queries + j and skips later tokens
   ListScope scope = ListScope::kv_head;  // sparse only
-  float logit_soft_cap = 0.0f;   // c > 0: s <- c tanh(s / c)
-  bool sink_logit = false;       // a learned per-head logit that enters the denominator only
+  float logit_soft_cap = 0.0f;           // c > 0: s <- c tanh(s / c)
+  bool sink_logit = false;               // a learned per-head logit that enters the denominator only
   int32_t max_batch = 1;
   int32_t max_selected = 0;  // sparse only; capacity of one list
 };
 
 struct DecodeArgs {
   int32_t batch = 1;
-  float scale = 1.0f;          // multiplies q . k
-  const void* q = nullptr;     // [batch, num_queries, num_q_heads, head_dim] q_dtype; contiguous
+  float scale = 1.0f;       // multiplies q . k
+  const void* q = nullptr;  // [batch, num_queries, num_q_heads, head_dim] q_dtype; contiguous
   PagedKvView kv;
-  IndexSetView index;          // sparse only
+  IndexSetView index;                  // sparse only
   const float* sink_logits = nullptr;  // [num_q_heads] f32; only with problem.sink_logit
-  void* out = nullptr;         // [batch, num_queries, num_q_heads, head_dim] out_dtype; contiguous
-  float* lse = nullptr;        // [batch, num_queries, num_q_heads] f32; natural log; nullable
-  float* rel_std = nullptr;    // [batch, num_queries, num_q_heads] f32; nullable; sparse only
-  float* out_rel_std = nullptr;  // [batch, num_queries, num_q_heads] f32; nullable; sparse only
-  void* workspace = nullptr;   // [workspace_bytes] bytes; 64-byte aligned; nullable when the plan needs none
+  void* out = nullptr;                 // [batch, num_queries, num_q_heads, head_dim] out_dtype; contiguous
+  float* lse = nullptr;                // [batch, num_queries, num_q_heads] f32; natural log; nullable
+  float* rel_std = nullptr;            // [batch, num_queries, num_q_heads] f32; nullable; sparse only
+  float* out_rel_std = nullptr;        // [batch, num_queries, num_q_heads] f32; nullable; sparse only
+  void* workspace = nullptr;           // [workspace_bytes] bytes; 64-byte aligned; nullable when the plan needs none
   std::size_t workspace_bytes = 0;
 };
 

@@ -11,7 +11,8 @@
 namespace rarefy {
 
 struct PagedKvView {
-  const void* keys = nullptr;    // [num_pages, page_size, num_kv_heads, head_dim] dtype; any order of strides; rows contiguous
+  const void* keys =
+      nullptr;  // [num_pages, page_size, num_kv_heads, head_dim] dtype; any order of strides; rows contiguous
   const void* values = nullptr;  // [num_pages, page_size, num_kv_heads, head_dim] dtype; same strides as keys
   DType dtype = DType::bf16;
   int64_t page_stride = 0;   // elements from a page to the next

@@ -26,10 +26,10 @@ struct PrefillProblem {
 struct PrefillArgs {
   int32_t num_new = 0;  // 1 .. max_new_tokens
   float scale = 1.0f;
-  const void* q = nullptr;  // [num_new, num_q_heads, head_dim] q_dtype; contiguous
-  PagedKvView kv;           // batch of one
-  void* out = nullptr;      // [num_new, num_q_heads, head_dim] out_dtype; contiguous
-  float* lse = nullptr;     // [num_new, num_q_heads] f32; natural log; nullable
+  const void* q = nullptr;    // [num_new, num_q_heads, head_dim] q_dtype; contiguous
+  PagedKvView kv;             // batch of one
+  void* out = nullptr;        // [num_new, num_q_heads, head_dim] out_dtype; contiguous
+  float* lse = nullptr;       // [num_new, num_q_heads] f32; natural log; nullable
   void* workspace = nullptr;  // [workspace_bytes] bytes; 64-byte aligned
   std::size_t workspace_bytes = 0;
 };

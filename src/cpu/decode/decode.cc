@@ -20,8 +20,8 @@ constexpr int32_t kMinSplitTokens = 256;
 constexpr int64_t kParallelBytes = 64 << 10;
 
 struct Split {
-  int32_t count = 0;  // parts
-  int32_t tokens = 0; // tokens of each part but the last
+  int32_t count = 0;   // parts
+  int32_t tokens = 0;  // tokens of each part but the last
 };
 
 Split split_tokens(int32_t num_tokens) {
@@ -44,9 +44,9 @@ struct TileWork {
   int32_t first = 0, count = 0, last = 0;  // entries [first, first + count) of the list; the split ends at `last`
   bool starts_split = false, ids_are_inside = true;
   List list;
-  const void* keys[kTileTokens];
-  const void* values[kTileTokens];
-  int32_t tokens[kTileTokens];
+  const void* keys[kTileTokens];    // [kTileTokens] pointers to [head_dim] kv_dtype; entries past count repeat the last
+  const void* values[kTileTokens];  // [kTileTokens] pointers to [head_dim] kv_dtype; likewise
+  int32_t tokens[kTileTokens];      // [count] i32
 };
 
 class CpuDecode final : public DecodeKernel {
@@ -76,7 +76,8 @@ class CpuDecode final : public DecodeKernel {
     const int32_t num_items = args.batch * num_lists_;
     int64_t bytes = 0;
     for (int32_t item = 0; item < num_items; ++item) {
-      bytes += int64_t{list_of(args, item).num_tokens} * problem_.head_dim * static_cast<int64_t>(size_of(args.kv.dtype)) * 2;
+      bytes +=
+          int64_t{list_of(args, item).num_tokens} * problem_.head_dim * static_cast<int64_t>(size_of(args.kv.dtype)) * 2;
     }
     const int32_t threads = bytes < kParallelBytes ? 1 : num_threads();
     auto* splits_left = static_cast<std::atomic<int32_t>*>(args.workspace);  // [num_items] i32; the last one merges
@@ -93,7 +94,8 @@ class CpuDecode final : public DecodeKernel {
       if (!attend(args, next_split, splits_left)) ids_are_inside = false;
     }
     if (ids_are_inside) return {};
-    return Status::invalid_argument("sparse_decode: index.token_ids: expected tokens from 0 to kv_len - 1, got one outside");
+    return Status::invalid_argument(
+        "sparse_decode: index.token_ids: expected tokens from 0 to kv_len - 1, got one outside");
   }
 
  private:
@@ -103,7 +105,8 @@ class CpuDecode final : public DecodeKernel {
     const int32_t count = args.index.counts[item];
     if (count == kAllTokens) return {kv_len, nullptr, nullptr};
     const int64_t first = int64_t{item} * args.index.max_selected;
-    return {count, args.index.token_ids + first, args.index.log_weight == nullptr ? nullptr : args.index.log_weight + first};
+    return {count, args.index.token_ids + first,
+            args.index.log_weight == nullptr ? nullptr : args.index.log_weight + first};
   }
 
   // Row of q, out and lse that belongs to row `row` of an item.
@@ -157,7 +160,8 @@ class CpuDecode final : public DecodeKernel {
     if (work.starts_split) {
       // Sums lie in cold memory at first: stores that miss would hold up the whole first tile.
       const auto* memory = reinterpret_cast<const char*>(partial(args, work.item, work.split));
-      const int64_t floats = work.list.log_weight != nullptr && args.out_rel_std != nullptr ? stats_offset_ : spread_offset_;
+      const int64_t floats =
+          work.list.log_weight != nullptr && args.out_rel_std != nullptr ? stats_offset_ : spread_offset_;
       for (int64_t byte = 0; byte < floats * 4; byte += 64) __builtin_prefetch(memory + byte, 1, 3);
       __builtin_prefetch(memory + stats_offset_ * 4, 1, 3);
     }
@@ -179,7 +183,8 @@ class CpuDecode final : public DecodeKernel {
     const auto* keys = static_cast<const char*>(kv.keys);
     const auto* values = static_cast<const char*>(kv.values);
     const auto offset_of = [&](int32_t token) {
-      return (pages[token >> page_shift] * kv.page_stride + head_offset) * element_bytes + (token & page_mask) * token_bytes;
+      return (pages[token >> page_shift] * kv.page_stride + head_offset) * element_bytes +
+             (token & page_mask) * token_bytes;
     };
     const auto set_row = [&](int32_t i, int32_t token, int64_t offset) {
       work.keys[i] = keys + offset;
@@ -232,7 +237,9 @@ class CpuDecode final : public DecodeKernel {
     return inside;
   }
 
-  void attend_tile(const DecodeArgs& args, const TileWork& work, const float* q, const TileWork* next) const {
+  void attend_tile(const DecodeArgs& args, const TileWork& work,
+                   const float* q,  // [num_rows, head_dim] f32; as prepare_q wrote it
+                   const TileWork* next) const {
     const bool with_variance = work.list.log_weight != nullptr && (args.rel_std != nullptr || args.out_rel_std != nullptr);
     float* memory = partial(args, work.item, work.split);
     Partial sums;
@@ -259,7 +266,8 @@ class CpuDecode final : public DecodeKernel {
     int32_t last_visible[kMaxTileRows];
     if (problem_.num_queries > 1) {
       const int32_t kv_len = args.kv.kv_lens[work.item / num_lists_];
-      for (int32_t row = 0; row < num_rows_; ++row) last_visible[row] = kv_len - problem_.num_queries + row / heads_per_list_;
+      for (int32_t row = 0; row < num_rows_; ++row)
+        last_visible[row] = kv_len - problem_.num_queries + row / heads_per_list_;
       tile.token_ids = work.tokens;
       tile.last_visible = last_visible;
     }
@@ -282,11 +290,11 @@ class CpuDecode final : public DecodeKernel {
       finish.spread = with_spread ? memory + spread_offset_ + int64_t{row} * problem_.head_dim : nullptr;
       finish.stats = memory + stats_offset_ + row * kRowStats;
       finish.split_stride = split_stride_;
-      finish.sink = problem_.sink_logit ? args.sink_logits[index % problem_.num_q_heads]
-                                        : -std::numeric_limits<float>::infinity();
+      finish.sink =
+          problem_.sink_logit ? args.sink_logits[index % problem_.num_q_heads] : -std::numeric_limits<float>::infinity();
       finish.out_dtype = problem_.out_dtype;
-      finish.out = static_cast<char*>(args.out) +
-                   index * problem_.head_dim * static_cast<int64_t>(size_of(problem_.out_dtype));
+      finish.out =
+          static_cast<char*>(args.out) + index * problem_.head_dim * static_cast<int64_t>(size_of(problem_.out_dtype));
       finish.lse = args.lse != nullptr ? args.lse + index : nullptr;
       finish.rel_std = args.rel_std != nullptr ? args.rel_std + index : nullptr;
       finish.out_rel_std = args.out_rel_std != nullptr ? args.out_rel_std + index : nullptr;
@@ -324,9 +332,8 @@ using Entry = Implementation<DecodeProblem, std::shared_ptr<const DecodeKernel>>
 
 template <DecodeOp kOp, size_t... kTargets>
 std::vector<Entry> make_list(std::index_sequence<kTargets...>) {
-  const std::vector<Entry> all = {
-      {kTargets < tile_functions().size() ? tile_functions()[kTargets].name : "", DeviceKind::cpu, supports<kOp, kTargets>,
-       make<kOp, kTargets>}...};
+  const std::vector<Entry> all = {{kTargets < tile_functions().size() ? tile_functions()[kTargets].name : "",
+                                   DeviceKind::cpu, supports<kOp, kTargets>, make<kOp, kTargets>}...};
   return {all.begin(), all.begin() + static_cast<std::ptrdiff_t>(tile_functions().size())};
 }
 

@@ -90,7 +90,8 @@ void score_tile(const Tile& tile, float* HWY_RESTRICT scores) {
 // weights [kRows, kTileTokens] f32, rescale [kRows] f32, sums [kRows, head_dim] f32.
 template <class Rows, int32_t kRows, int32_t kVectors>
 HWY_INLINE void value_block(const void* const* values, int32_t num_tokens, int32_t d, int32_t head_dim,
-                            const float* HWY_RESTRICT weights, const float* HWY_RESTRICT rescale, float* HWY_RESTRICT sums) {
+                            const float* HWY_RESTRICT weights, const float* HWY_RESTRICT rescale,
+                            float* HWY_RESTRICT sums) {
   using Element = typename Rows::Element;
   VF sum[kRows][kVectors];
   for (int32_t r = 0; r < kRows; ++r) {
@@ -126,7 +127,8 @@ HWY_INLINE void value_rows(const Tile& tile, const float* weights, const float* 
   for (; d + 2 * kLanes <= tile.head_dim; d += 2 * kLanes) {
     value_block<Rows, kRows, 2>(tile.values, tile.num_tokens, d, tile.head_dim, weights, rescale, sums);
   }
-  if (d < tile.head_dim) value_block<Rows, kRows, 1>(tile.values, tile.num_tokens, d, tile.head_dim, weights, rescale, sums);
+  if (d < tile.head_dim)
+    value_block<Rows, kRows, 1>(tile.values, tile.num_tokens, d, tile.head_dim, weights, rescale, sums);
 }
 
 template <class Rows>
@@ -233,8 +235,8 @@ void add_typed_tile(const Tile& tile, const Partial& partial) {
   value_tile<Rows>(tile, scores, rescale, partial.sum);
   if (!tile.with_variance) return;
 
-  HWY_ALIGN float norms[kTileTokens] = {};     // [kTileTokens] f32
-  HWY_ALIGN float sampled[kTileTokens];        // [kTileTokens] f32; 1 - inclusion probability
+  HWY_ALIGN float norms[kTileTokens] = {};  // [kTileTokens] f32
+  HWY_ALIGN float sampled[kTileTokens];     // [kTileTokens] f32; 1 - inclusion probability
   if (partial.spread != nullptr) norms_tile<Rows>(tile, norms);
   for (int32_t t = 0; t < kTileTokens; t += kLanes) {
     hn::Store(hn::Neg(hn::Expm1(d, hn::Neg(hn::Load(d, log_weight + t)))), d, sampled + t);
@@ -385,9 +387,11 @@ std::span<const TileFunctions> tile_functions() {
   {"cpu_" #lower, HWY_##UPPER, false, N_##UPPER::prepare_q, N_##UPPER::start, N_##UPPER::add_tile, N_##UPPER::finish_row},
   static const TileFunctions table[] = {
 #if HWY_TARGETS & HWY_AVX3
-      {"cpu_avx3_bf16", HWY_AVX3, true, N_AVX3::prepare_q_bf16, N_AVX3::start, N_AVX3::add_tile_bf16, N_AVX3::finish_row_bf16},
+    {"cpu_avx3_bf16", HWY_AVX3, true, N_AVX3::prepare_q_bf16, N_AVX3::start, N_AVX3::add_tile_bf16,
+     N_AVX3::finish_row_bf16},
 #endif
-      RAREFY_FOREACH_SIMD(RAREFY_ENTRY)};
+    RAREFY_FOREACH_SIMD(RAREFY_ENTRY)
+  };
 #undef RAREFY_ENTRY
   return table;
 }

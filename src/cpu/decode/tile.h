@@ -27,16 +27,17 @@ struct Partial {
 struct Tile {
   DType kv_dtype = DType::bf16;
   int32_t num_rows = 0, head_dim = 0, num_tokens = 0;  // num_tokens: 1 .. kTileTokens
-  float scale = 1.0f;                    // of q . k
-  bool q_is_bf16 = false;                // every q is exact in bf16
-  const float* q = nullptr;              // [num_rows, head_dim] f32; as prepare_q wrote it
-  const void* const* keys = nullptr;     // [kTileTokens] pointers to [head_dim] kv_dtype; entries past num_tokens repeat the last
-  const void* const* values = nullptr;   // [kTileTokens] pointers to [head_dim] kv_dtype; likewise
+  float scale = 1.0f;                                  // of q . k
+  bool q_is_bf16 = false;                              // every q is exact in bf16
+  const float* q = nullptr;                            // [num_rows, head_dim] f32; as prepare_q wrote it
+  const void* const* keys =
+      nullptr;  // [kTileTokens] pointers to [head_dim] kv_dtype; entries past num_tokens repeat the last
+  const void* const* values = nullptr;       // [kTileTokens] pointers to [head_dim] kv_dtype; likewise
   const void* const* next_keys = nullptr;    // [kTileTokens] pointers; rows to prefetch, nullable
   const void* const* next_values = nullptr;  // [kTileTokens] pointers; with next_keys
-  const float* log_weight = nullptr;     // [num_tokens] f32; nullable
-  const int32_t* token_ids = nullptr;    // [num_tokens] i32; with last_visible
-  const int32_t* last_visible = nullptr; // [num_rows] i32; largest token a row may see; nullable = all
+  const float* log_weight = nullptr;         // [num_tokens] f32; nullable
+  const int32_t* token_ids = nullptr;        // [num_tokens] i32; with last_visible
+  const int32_t* last_visible = nullptr;     // [num_rows] i32; largest token a row may see; nullable = all
   float soft_cap = 0.0f;
   bool with_variance = false;  // keep the sums of w; of w v as well where Partial::spread is given
 };
@@ -51,18 +52,18 @@ struct FinishRow {
   int64_t split_stride = 0;
   float sink = 0.0f;  // logit; -inf without
   DType out_dtype = DType::f32;
-  void* out = nullptr;          // [head_dim] out_dtype
-  float* lse = nullptr;         // [1] f32; nullable
-  float* rel_std = nullptr;     // [1] f32; nullable
-  float* out_rel_std = nullptr; // [1] f32; nullable
+  void* out = nullptr;           // [head_dim] out_dtype
+  float* lse = nullptr;          // [1] f32; nullable
+  float* rel_std = nullptr;      // [1] f32; nullable
+  float* out_rel_std = nullptr;  // [1] f32; nullable
 };
 
 struct TileFunctions {
-  const char* name;   // "cpu_avx3"
-  int64_t target;     // Highway's bit
-  bool bf16_products; // multiplies in bf16 (AVX512_BF16): bf16 caches with head_dim a multiple of 32 only
+  const char* name;    // "cpu_avx3"
+  int64_t target;      // Highway's bit
+  bool bf16_products;  // multiplies in bf16 (AVX512_BF16): bf16 caches with head_dim a multiple of 32 only
   void (*prepare_q)(DType kv_dtype,
-                    const float* q,    // [head_dim] f32
+                    const float* q,  // [head_dim] f32
                     int32_t head_dim,
                     float* prepared);  // [head_dim] f32; opaque
   void (*start)(int32_t num_rows, int32_t head_dim, const Partial& partial);

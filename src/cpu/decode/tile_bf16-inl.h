@@ -144,7 +144,8 @@ HWY_INLINE void value_block_bf16(const Tile& tile, int32_t d, const uint32_t* HW
 }
 
 template <int32_t kRows>
-HWY_INLINE void value_rows_bf16(const Tile& tile, const uint32_t* weights, const float* rescale, float* sums, bool prefetch) {
+HWY_INLINE void value_rows_bf16(const Tile& tile, const uint32_t* weights, const float* rescale, float* sums,
+                                bool prefetch) {
   int32_t d = 0;
   for (; d + 64 <= tile.head_dim; d += 64) value_block_bf16<kRows, false>(tile, d, weights, rescale, sums, prefetch);
   if (d < tile.head_dim) value_block_bf16<kRows, true>(tile, d, weights, rescale, sums, prefetch);

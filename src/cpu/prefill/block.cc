@@ -50,11 +50,13 @@ HWY_INLINE void multiply_panel(const float* HWY_RESTRICT a, int64_t a_stride, co
 
 // c [rows, columns] f32 (+)= a [rows, depth] f32 times b [depth, columns] f32; rows a multiple of kRows.
 template <bool kAdd>
-HWY_NOINLINE void multiply(const float* a, int64_t a_stride, const float* b, int32_t columns, int32_t depth, float* c, int32_t rows) {
+HWY_NOINLINE void multiply(const float* a, int64_t a_stride, const float* b, int32_t columns, int32_t depth, float* c,
+                           int32_t rows) {
   int32_t column = 0;
   for (; column + kColumnVectors * kLanes <= columns; column += kColumnVectors * kLanes) {
     for (int32_t r = 0; r < rows; r += kRows) {
-      multiply_panel<kColumnVectors, kAdd>(a + r * a_stride, a_stride, b + column, columns, depth, c + r * columns + column, columns);
+      multiply_panel<kColumnVectors, kAdd>(a + r * a_stride, a_stride, b + column, columns, depth, c + r * columns + column,
+                                           columns);
     }
   }
   for (; column < columns; column += kLanes) {
@@ -77,8 +79,10 @@ HWY_INLINE void store_blocks(D d, hn::Vec<D> v, float* HWY_RESTRICT to, int64_t 
 HWY_INLINE void store_transposed(VF k0, VF k1, VF k2, VF k3, float* HWY_RESTRICT to) {
   const F32 d;
   const hn::Repartition<uint64_t, F32> d64;
-  const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, k0, k1)), high01 = hn::BitCast(d64, hn::InterleaveUpper(d, k0, k1));
-  const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, k2, k3)), high23 = hn::BitCast(d64, hn::InterleaveUpper(d, k2, k3));
+  const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, k0, k1)),
+             high01 = hn::BitCast(d64, hn::InterleaveUpper(d, k0, k1));
+  const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, k2, k3)),
+             high23 = hn::BitCast(d64, hn::InterleaveUpper(d, k2, k3));
   constexpr int64_t kBlockStride = 4 * kKeyTile;
   store_blocks(d, hn::BitCast(d, hn::InterleaveLower(d64, low01, low23)), to, kBlockStride);
   store_blocks(d, hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23)), to + kKeyTile, kBlockStride);
@@ -175,11 +179,11 @@ void run_typed_block(const PrefillBlock& block) {
   const int32_t group = problem.num_q_heads / problem.num_kv_heads;
   const int32_t num_rows = block.num_queries * group;
   const int32_t padded_rows = (num_rows + kRows - 1) / kRows * kRows;
-  float* q = block.scratch;                              // [padded_rows, head_dim] f32; tile order
-  float* sums = q + int64_t{kPrefillRows} * dim;         // [padded_rows, head_dim] f32; tile order
-  float* keys = sums + int64_t{kPrefillRows} * dim;      // [head_dim, kKeyTile] f32
-  float* values = keys + int64_t{kKeyTile} * dim;        // [kKeyTile, head_dim] f32
-  float* scores = values + int64_t{kKeyTile} * dim;      // [padded_rows, kKeyTile] f32
+  float* q = block.scratch;                                         // [padded_rows, head_dim] f32; tile order
+  float* sums = q + int64_t{kPrefillRows} * dim;                    // [padded_rows, head_dim] f32; tile order
+  float* keys = sums + int64_t{kPrefillRows} * dim;                 // [head_dim, kKeyTile] f32
+  float* values = keys + int64_t{kKeyTile} * dim;                   // [kKeyTile, head_dim] f32
+  float* scores = values + int64_t{kKeyTile} * dim;                 // [padded_rows, kKeyTile] f32
   float* denominators = scores + int64_t{kPrefillRows} * kKeyTile;  // [padded_rows, kLanes] f32
   float* maxima = denominators + int64_t{kPrefillRows} * kLanes;    // [padded_rows] f32
 

@@ -20,7 +20,7 @@ struct PrefillBlock {
   const PrefillArgs* args = nullptr;
   int32_t kv_head = 0;
   int32_t first_query = 0, num_queries = 0;  // num_queries * group <= kPrefillRows
-  float* scratch = nullptr;  // [prefill_scratch_floats(head_dim)] f32; 64-byte aligned
+  float* scratch = nullptr;                  // [prefill_scratch_floats(head_dim)] f32; 64-byte aligned
 };
 
 int64_t prefill_scratch_floats(int32_t head_dim);

@@ -30,7 +30,8 @@ class CpuPrefill final : public PrefillKernel {
     // A row's result does not depend on its block, so blocks may shrink to keep every thread busy.
     constexpr int32_t kBlocksPerThread = 4, kMinQueries = 8;
     const int32_t group = problem_.num_q_heads / problem_.num_kv_heads;
-    const int32_t balanced = (args.num_new * problem_.num_kv_heads + kBlocksPerThread * threads - 1) / (kBlocksPerThread * threads);
+    const int32_t balanced =
+        (args.num_new * problem_.num_kv_heads + kBlocksPerThread * threads - 1) / (kBlocksPerThread * threads);
     const int32_t block_queries = std::clamp(balanced, kMinQueries, kPrefillRows / group);
     const int32_t num_blocks = (args.num_new + block_queries - 1) / block_queries;
     auto* workspace = static_cast<float*>(args.workspace);

@@ -66,7 +66,9 @@ struct Bf16Rows {
   static HWY_INLINE void pair_f32(const float* HWY_RESTRICT from, VF& even, VF& odd) {
     hn::LoadInterleaved2(F32(), from, even, odd);
   }
-  static HWY_INLINE void store_pair(VF even, VF odd, float* HWY_RESTRICT to) { hn::StoreInterleaved2(even, odd, F32(), to); }
+  static HWY_INLINE void store_pair(VF even, VF odd, float* HWY_RESTRICT to) {
+    hn::StoreInterleaved2(even, odd, F32(), to);
+  }
 };
 
 // Four horizontal sums at once: lane j of the result is the sum of vector j.
