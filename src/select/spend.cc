@@ -16,11 +16,11 @@ constexpr float kLowerByNats = 2.0f;
 
 bool random_part_is_flat(const SpendRule& rule) { return rule.spend == Spend::uniform; }
 
-// The count-th largest value. Pre: 1 <= count <= values.size(). Reorders.
-float nth_largest(std::vector<float>& values, int32_t count) {
-  const auto nth = values.begin() + (count - 1);
-  std::nth_element(values.begin(), nth, values.end(), std::greater<>());
-  return *nth;
+// The n-th largest value. Pre: 1 <= n <= values.size().
+float nth_largest(const std::vector<float>& values, int32_t n, std::vector<float>& scratch) {
+  scratch.resize(values.size() + cpu::kCandidatePadding);
+  std::copy(values.begin(), values.end(), scratch.begin());
+  return cpu::nth_largest(scratch.data(), static_cast<int32_t>(values.size()), n);
 }
 
 // Marks `count` values that are above `cut` or, by position, equal to it.
@@ -69,8 +69,8 @@ SpendThresholds SpendThresholds::guess(const SpendRule& rule, const float* sampl
   } else {
     const float target = (kMargin * static_cast<float>(rule.num_top()) + kSpareTokens) / weight;
     if (target < static_cast<float>(count)) {
-      std::vector<float> order(sample, sample + count);
-      result.score = nth_largest(order, std::max(1, static_cast<int32_t>(target)));
+      std::vector<float> order;
+      result.score = nth_largest({sample, sample + count}, std::max(1, static_cast<int32_t>(target)), order);
     }
   }
   if (rule.num_random() == 0) {
@@ -125,14 +125,13 @@ bool spend(const SpendRule& rule, const SpendThresholds& thresholds, const Candi
     std::fill_n(log_weight, count, 0.0f);
     return true;
   }
-  std::vector<uint8_t>& taken = scratch.taken;
-  taken.assign(count, 0);
   const int32_t num_top = rule.num_top(), num_random = rule.num_random();
+  std::vector<uint8_t>& taken = scratch.taken;
+  if (num_top > 0) taken.assign(count, 0);
   if (num_top > 0) {
     if (candidates.count < num_top) return false;
     scratch.mixed.assign(candidates.scores, candidates.scores + count);
-    scratch.order = scratch.mixed;
-    const float cut = nth_largest(scratch.order, num_top);
+    const float cut = nth_largest(scratch.mixed, num_top, scratch.order);
     if (!(cut > thresholds.score)) return false;
     take(scratch.mixed, cut, num_top, taken);
   }
@@ -148,10 +147,22 @@ bool spend(const SpendRule& rule, const SpendThresholds& thresholds, const Candi
         if (taken[i] != 0) scratch.keys[i] = -kInfinity;
       }
     }
-    scratch.order = scratch.keys;
-    tau = nth_largest(scratch.order, num_random + 1);
+    tau = nth_largest(scratch.keys, num_random + 1, scratch.order);
     if (!(tau > thresholds.key)) return false;
-    if (num_top > 0) scratch.top = taken;
+    if (num_top == 0) {
+      scratch.order.resize(count + cpu::kCandidatePadding);
+      scratch.ids.resize(count + cpu::kCandidatePadding);
+      const int32_t above = cpu::take_above(candidates.token_ids, scratch.mixed.data(), scratch.keys.data(), candidates.count, tau,
+                                            scratch.ids.data(), scratch.order.data());
+      if (above == num_random) {  // no ties
+        std::copy_n(scratch.ids.begin(), above, token_ids);
+        std::copy_n(scratch.order.begin(), above, log_weight);
+        return true;
+      }
+      taken.assign(count, 0);
+    } else {
+      scratch.top = taken;
+    }
     take(scratch.keys, tau, num_random, taken);
   }
 

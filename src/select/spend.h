@@ -53,8 +53,9 @@ struct Candidates {
 };
 
 struct SpendScratch {
-  std::vector<float> mixed, keys, order;  // [count] f32
+  std::vector<float> mixed, keys, order;  // [count, padded] f32
   std::vector<uint8_t> taken, top;        // [count] u8; flags
+  std::vector<int32_t> ids;               // [count, padded] i32
 };
 
 // Fills min(budget, num_tokens) entries in ascending order and returns true, or returns false if lower thresholds are needed.

@@ -185,6 +185,18 @@ HWY_INLINE float largest(const float* values, int32_t count) {
   return result;
 }
 
+// Largest negated value: minus the smallest.
+HWY_INLINE float largest_negated(const float* values, int32_t count) {
+  const F32 df;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  auto best = hn::Set(df, -kInfinity);
+  int32_t i = 0;
+  for (; i + lanes <= count; i += lanes) best = hn::Max(hn::Neg(hn::LoadU(df, values + i)), best);
+  float result = hn::GetLane(hn::MaxOfLanes(df, best));
+  for (; i < count; ++i) result = std::max(result, -values[i]);
+  return result;
+}
+
 // Calls body(vector, valid) for exp(values - shift), a vector at a time; lanes past the end are 0 in `valid`.
 template <class Body>
 HWY_INLINE void for_each_exp(const float* values, int32_t count, float shift, Body body) {
@@ -243,6 +255,73 @@ float expected_key_threshold_simd(const float* scores, int32_t count, float weig
   return shift - std::log(t);
 }
 
+// Floats as integers of the same order, and back.
+HWY_INLINE int32_t ordered_bits(float value) {
+  const auto bits = std::bit_cast<int32_t>(value);
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+HWY_INLINE float from_ordered_bits(int32_t bits) { return std::bit_cast<float>(bits ^ ((bits >> 31) & 0x7fffffff)); }
+
+constexpr int32_t kFewValues = 24;
+
+float nth_largest_simd(float* values, int32_t count, int32_t n) {
+  const F32 df;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  int64_t low = ordered_bits(-largest_negated(values, count)), high = ordered_bits(largest(values, count));
+  while (count > kFewValues && low < high) {
+    // Values above `middle` and the others: both sides of the interval [low, high] shrink to half.
+    const int64_t middle = low + (high - low) / 2;
+    const auto cut = hn::Set(df, from_ordered_bits(static_cast<int32_t>(middle)));
+    int32_t above = 0;
+    for (int32_t i = 0; i < count; i += lanes) {
+      const auto valid = hn::FirstN(df, static_cast<size_t>(count - i));
+      above += static_cast<int32_t>(hn::CountTrue(df, hn::And(valid, hn::Gt(hn::LoadU(df, values + i), cut))));
+    }
+    const bool keep_above = above >= n;
+    int32_t kept = 0;
+    for (int32_t i = 0; i < count; i += lanes) {
+      const auto valid = hn::FirstN(df, static_cast<size_t>(count - i));
+      const auto value = hn::LoadU(df, values + i);
+      const auto greater = hn::Gt(value, cut);
+      const auto chosen = hn::And(valid, keep_above ? greater : hn::Not(greater));
+      hn::StoreU(hn::Compress(value, chosen), df, values + kept);
+      kept += static_cast<int32_t>(hn::CountTrue(df, chosen));
+    }
+    count = kept;
+    if (keep_above) {
+      low = middle + 1;
+    } else {
+      high = middle;
+      n -= above;
+    }
+  }
+  if (low >= high) return from_ordered_bits(static_cast<int32_t>(low));
+  std::nth_element(values, values + (n - 1), values + count, [](float a, float b) { return a > b; });
+  return values[n - 1];
+}
+
+int32_t take_above_simd(const int32_t* token_ids, const float* scores, const float* keys, int32_t count, float tau,
+                        int32_t* out_ids, float* out_weights) {
+  const F32 df;
+  const I32 di;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  const auto vtau = hn::Set(df, tau);
+  int32_t taken = 0, i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto chosen = hn::Gt(hn::LoadU(df, keys + i), vtau);
+    const auto weight = hn::Max(hn::Sub(vtau, hn::LoadU(df, scores + i)), hn::Zero(df));
+    hn::StoreU(hn::Compress(hn::LoadU(di, token_ids + i), hn::RebindMask(di, chosen)), di, out_ids + taken);
+    hn::StoreU(hn::Compress(weight, chosen), df, out_weights + taken);
+    taken += static_cast<int32_t>(hn::CountTrue(df, chosen));
+  }
+  for (; i < count; ++i) {
+    if (!(keys[i] > tau)) continue;
+    out_ids[taken] = token_ids[i];
+    out_weights[taken++] = std::max(0.0f, tau - scores[i]);
+  }
+  return taken;
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace rarefy::cpu
 HWY_AFTER_NAMESPACE();
@@ -255,6 +334,8 @@ HWY_EXPORT(group_scores_simd);
 HWY_EXPORT(random_keys_simd);
 HWY_EXPORT(log_sum_exp_simd);
 HWY_EXPORT(expected_key_threshold_simd);
+HWY_EXPORT(nth_largest_simd);
+HWY_EXPORT(take_above_simd);
 
 namespace {
 // As float bits, 2^x is at most 2^23 * (x + 127): the chord between powers of two lies above the curve.
@@ -290,6 +371,15 @@ void group_scores(const float* scores, int64_t score_stride, int32_t num_queries
 
 void random_keys(ListKey key, const int32_t* token_ids, const float* scores, int32_t count, float* keys) {
   HWY_DYNAMIC_DISPATCH(random_keys_simd)(key, token_ids, scores, count, keys);
+}
+
+float nth_largest(float* values, int32_t count, int32_t n) {
+  return HWY_DYNAMIC_DISPATCH(nth_largest_simd)(values, count, n);
+}
+
+int32_t take_above(const int32_t* token_ids, const float* scores, const float* keys, int32_t count, float tau, int32_t* out_ids,
+                   float* out_weights) {
+  return HWY_DYNAMIC_DISPATCH(take_above_simd)(token_ids, scores, keys, count, tau, out_ids, out_weights);
 }
 
 float log_sum_exp(const float* values, int32_t count) { return HWY_DYNAMIC_DISPATCH(log_sum_exp_simd)(values, count); }

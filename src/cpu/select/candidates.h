@@ -57,6 +57,18 @@ void random_keys(ListKey key,
                  int32_t count,
                  float* keys);              // [count] f32
 
+// The n-th largest value, 1 <= n <= count: halves the interval of float bits and keeps the side that holds it, without the
+// mispredicted branches of a quickselect. Overwrites the values. Pre: no NaN.
+float nth_largest(float* values, int32_t count, int32_t n);  // [count + kCandidatePadding] f32
+
+// Copies the tokens whose keys exceed tau, in order, with weights max(0, tau - a); returns how many.
+int32_t take_above(const int32_t* token_ids,  // [count] i32
+                   const float* scores,       // [count] f32; a
+                   const float* keys,         // [count] f32
+                   int32_t count, float tau,
+                   int32_t* out_ids,          // [count + kCandidatePadding] i32
+                   float* out_weights);       // [count + kCandidatePadding] f32
+
 // ln of the sum of exp(values); -inf for no values.
 float log_sum_exp(const float* values, int32_t count);  // [count] f32
 
