@@ -14,8 +14,8 @@ Status check_heads(int32_t num_q_heads, int32_t num_kv_heads, int32_t head_dim);
 Status check_float_dtype(std::string_view what, DType dtype);  // f32, f16 or bf16
 Status check_page_size(int32_t page_size);
 Status check_soft_cap(float logit_soft_cap);
-Status check_pointer(std::string_view what, const void* pointer,
-                     std::size_t alignment);   // pointer: not a tensor: any argument
+// Not null and aligned. not a tensor: pointer is any argument.
+Status check_pointer(std::string_view what, const void* pointer, std::size_t alignment);
 Status check_workspace(const void* workspace,  // [workspace_bytes] bytes
                        std::size_t workspace_bytes, std::size_t needed_bytes);
 // The cache view against the shape a plan was made for, then the view itself.

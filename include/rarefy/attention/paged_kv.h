@@ -11,9 +11,9 @@
 namespace rarefy {
 
 struct PagedKvView {
-  const void* keys =
-      nullptr;  // [num_pages, page_size, num_kv_heads, head_dim] dtype; any order of strides; rows contiguous
-  const void* values = nullptr;  // [num_pages, page_size, num_kv_heads, head_dim] dtype; same strides as keys
+  // Any order of strides; rows contiguous; the same strides for keys and values.
+  const void* keys = nullptr;    // [num_pages, page_size, num_kv_heads, head_dim] dtype
+  const void* values = nullptr;  // [num_pages, page_size, num_kv_heads, head_dim] dtype
   DType dtype = DType::bf16;
   int64_t page_stride = 0;   // elements from a page to the next
   int64_t token_stride = 0;  // elements from a token to the next within a page

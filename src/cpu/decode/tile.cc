@@ -27,7 +27,7 @@ HWY_INLINE void prefetch_row(const void* row, int64_t bytes) {  // row [bytes] b
   for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
 }
 
-// scores [kRows, kTileTokens] f32 of kRows query rows, in the columns of 4 tokens.
+// scores [kRows, kTileTokens] f32 of query rows q [kRows, head_dim] f32, in the columns of 4 tokens, whose keys [4] pointers are.
 template <class Rows, int32_t kRows>
 HWY_INLINE void score_block(const float* HWY_RESTRICT q, int32_t head_dim, const void* const* keys,
                             float* HWY_RESTRICT scores) {

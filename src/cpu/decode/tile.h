@@ -30,14 +30,13 @@ struct Tile {
   float scale = 1.0f;                                  // of q . k
   bool q_is_bf16 = false;                              // every q is exact in bf16
   const float* q = nullptr;                            // [num_rows, head_dim] f32; as prepare_q wrote it
-  const void* const* keys =
-      nullptr;  // [kTileTokens] pointers to [head_dim] kv_dtype; entries past num_tokens repeat the last
-  const void* const* values = nullptr;       // [kTileTokens] pointers to [head_dim] kv_dtype; likewise
-  const void* const* next_keys = nullptr;    // [kTileTokens] pointers; rows to prefetch, nullable
-  const void* const* next_values = nullptr;  // [kTileTokens] pointers; with next_keys
-  const float* log_weight = nullptr;         // [num_tokens] f32; nullable
-  const int32_t* token_ids = nullptr;        // [num_tokens] i32; with last_visible
-  const int32_t* last_visible = nullptr;     // [num_rows] i32; largest token a row may see; nullable = all
+  const void* const* keys = nullptr;                   // [kTileTokens] pointers to rows; past num_tokens the last again
+  const void* const* values = nullptr;                 // [kTileTokens] pointers to rows; likewise
+  const void* const* next_keys = nullptr;              // [kTileTokens] pointers; rows to prefetch, nullable
+  const void* const* next_values = nullptr;            // [kTileTokens] pointers; with next_keys
+  const float* log_weight = nullptr;                   // [num_tokens] f32; nullable
+  const int32_t* token_ids = nullptr;                  // [num_tokens] i32; with last_visible
+  const int32_t* last_visible = nullptr;               // [num_rows] i32; largest token a row may see; nullable = all
   float soft_cap = 0.0f;
   bool with_variance = false;  // keep the sums of w; of w v as well where Partial::spread is given
 };
