@@ -34,6 +34,44 @@ HWY_INLINE float to_f32(hwy::bfloat16_t value) { return hwy::F32FromBF16(value);
 HWY_INLINE float to_f32(hwy::float16_t value) { return to_float(Float16{value.bits}); }
 HWY_INLINE float to_f32(uint8_t value) { return static_cast<float>(value); }
 
+#if HWY_TARGET != HWY_SCALAR
+
+using Quad = hn::Vec<hn::FixedTag<float, 4>>;
+
+// Adds the 16-byte lanes of a vector.
+HWY_INLINE Quad fold(F32Vec v) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  const hn::Half<F32> half;
+  const hn::Half<decltype(half)> quarter;
+  const auto sum = hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v));
+  return hn::Add(hn::LowerHalf(quarter, sum), hn::UpperHalf(quarter, sum));
+#elif HWY_TARGET == HWY_AVX2
+  const hn::Half<F32> half;
+  return hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v));
+#else
+  return v;
+#endif
+}
+
+#endif  // HWY_SCALAR
+
+// Adds up the elements of each vector. Four at once share their shuffles.
+template <int32_t kQueries>
+HWY_INLINE void sum_elements(const F32Vec (&sums)[kQueries], float* out) {  // [kQueries] f32
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (kQueries == 4) {
+    const hn::FixedTag<float, 4> d;
+    const Quad a = fold(sums[0]), b = fold(sums[1]), c = fold(sums[2]), e = fold(sums[3]);
+    const Quad ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+    const Quad ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+    hn::StoreU(hn::Add(hn::ConcatLowerLower(d, ce, ab), hn::ConcatUpperUpper(d, ce, ab)), d, out);
+    return;
+  }
+#endif
+  const F32 d;
+  for (int32_t query = 0; query < kQueries; ++query) out[query] = hn::GetLane(hn::SumOfLanes(d, sums[query]));
+}
+
 // Sums of kQueries queries stay in registers while a row is read.
 template <int32_t kQueries, typename T>
 void dot_tile(const float* q, int32_t dim, const void* const* rows, int32_t num_rows, float* dots, int64_t dot_stride) {
@@ -50,10 +88,11 @@ void dot_tile(const float* q, int32_t dim, const void* const* rows, int32_t num_
         sums[query] = hn::MulAdd(values, hn::LoadU(d, q + int64_t{query} * dim + i), sums[query]);
       }
     }
+    float totals[kQueries];
+    sum_elements(sums, totals);
     for (int32_t query = 0; query < kQueries; ++query) {
-      float sum = hn::GetLane(hn::SumOfLanes(d, sums[query]));
-      for (int32_t j = i; j < dim; ++j) sum += q[int64_t{query} * dim + j] * to_f32(row[j]);
-      dots[query * dot_stride + r] = sum;
+      for (int32_t j = i; j < dim; ++j) totals[query] += q[int64_t{query} * dim + j] * to_f32(row[j]);
+      dots[query * dot_stride + r] = totals[query];
     }
   }
 }

@@ -267,9 +267,10 @@ RAREFY_VNNI_ATTR void score_tile(const NibbleTables& queries, int32_t first_quer
       const __m512i low_table = _mm512_load_si512(tables + query * 2 * half_bytes + at);
       const __m512i high_table = _mm512_load_si512(tables + query * 2 * half_bytes + half_bytes + at);
       for (int32_t block = 0; block < kBlocks; ++block) {
-        __m512i sum = sums[query][block];
-        sum = _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(low[block], low_table), ones);
-        sums[query][block] = _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(high[block], high_table), ones);
+        // Two entries of at most 62 fit a byte; adding them there spares half of the dot products (20 % of the time on Zen 4).
+        const __m512i entry_sums = _mm512_add_epi8(_mm512_permutexvar_epi8(low[block], low_table),
+                                                   _mm512_permutexvar_epi8(high[block], high_table));
+        sums[query][block] = _mm512_dpbusd_epi32(sums[query][block], entry_sums, ones);
       }
     }
   }
