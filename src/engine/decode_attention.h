@@ -29,10 +29,10 @@ class DecodeAttention : public AttentionSink {
   void begin(KvSequence& sequence, Mode mode);
 
   Status attend(int32_t layer, int32_t num_tokens,
-                const float* q,       // [num_tokens, num_q_heads, head_dim] f32
-                const float* k,       // [num_tokens, num_kv_heads, head_dim] f32
-                const float* v,       // [num_tokens, num_kv_heads, head_dim] f32
-                float* out) override; // [num_tokens, num_q_heads, head_dim] f32
+                const float* q,        // [num_tokens, num_q_heads, head_dim] f32
+                const float* k,        // [num_tokens, num_kv_heads, head_dim] f32
+                const float* v,        // [num_tokens, num_kv_heads, head_dim] f32
+                float* out) override;  // [num_tokens, num_q_heads, head_dim] f32
 
  private:
   Status run_dense(const DecodeArgs& args);
@@ -47,16 +47,16 @@ class DecodeAttention : public AttentionSink {
   Engine::Impl* engine_;
   KvSequence* sequence_ = nullptr;
   Mode mode_ = Mode::decode;
-  Policy policy_;  // dense until set
+  Policy policy_;                             // dense until set
   std::shared_ptr<const Selector> selector_;  // null while dense
   std::optional<DecodePlan> sparse_plan_;     // set with selector_
   std::optional<Selection> selection_;        // scratch of this session, made on first use
   IndexSet set_;
   AlignedBuffer workspace_;
-  std::vector<float> rel_std_, out_rel_std_;        // [num_q_heads] f32
-  std::vector<float> lse_;                          // [num_q_heads] f32; of the dense recomputation
-  std::vector<float> selected_lse_;                 // [num_q_heads] f32; of the selected tokens without weights
-  std::vector<float> dense_out_, unweighted_out_;   // [num_q_heads, head_dim] f32
+  std::vector<float> rel_std_, out_rel_std_;       // [num_q_heads] f32
+  std::vector<float> lse_;                         // [num_q_heads] f32; of the dense recomputation
+  std::vector<float> selected_lse_;                // [num_q_heads] f32; of the selected tokens without weights
+  std::vector<float> dense_out_, unweighted_out_;  // [num_q_heads, head_dim] f32
 };
 
 }  // namespace rarefy

@@ -11,8 +11,7 @@ Expected<GenerateResult> generate(Session& session, std::span<const int32_t> pro
   }
   RAREFY_ASSIGN_OR_RETURN(Sampler sampler, Sampler::make(options.sampler));
   const ModelConfig& config = session.engine().model().config();
-  const std::vector<int32_t>& stops =
-      options.stop_token_ids.empty() ? config.stop_token_ids : options.stop_token_ids;
+  const std::vector<int32_t>& stops = options.stop_token_ids.empty() ? config.stop_token_ids : options.stop_token_ids;
 
   std::vector<float> logits(config.vocab_size);  // [vocab_size] f32
   for (size_t i = 0; i < prompt.size(); ++i) {

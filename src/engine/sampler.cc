@@ -49,9 +49,10 @@ int32_t Sampler::sample(std::span<const float> logits, int64_t position) {
     kept = std::max(last, 1);
     total = sum;
   }
-  const auto bits = philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32),
-                                static_cast<uint32_t>(RngPurpose::sample_token), 0},
-                               {static_cast<uint32_t>(options_.seed), static_cast<uint32_t>(options_.seed >> 32)});
+  const auto bits =
+      philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32),
+                  static_cast<uint32_t>(RngPurpose::sample_token), 0},
+                 {static_cast<uint32_t>(options_.seed), static_cast<uint32_t>(options_.seed >> 32)});
   const double uniform = (static_cast<double>(bits[0]) * 0x1p32 + bits[1] + 0.5) * 0x1p-64;
   double remaining = uniform * total;
   for (int32_t i = 0; i < kept; ++i) {

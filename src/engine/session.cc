@@ -162,12 +162,14 @@ Status Session::prefill(std::span<const int32_t> tokens, const Progress& progres
     const int64_t count = std::min(chunk, total - done);
     const bool last = done + count == total;
     const auto start = std::chrono::steady_clock::now();
-    RAREFY_RETURN_IF_ERROR(impl_->forward(tokens.subspan(done, count), DecodeAttention::Mode::prefill, last ? logits : nullptr));
+    RAREFY_RETURN_IF_ERROR(
+        impl_->forward(tokens.subspan(done, count), DecodeAttention::Mode::prefill, last ? logits : nullptr));
     stats.prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     stats.prefill_tokens += count;
     done += count;
     if (progress && !progress(done, total) && done < total) {
-      return Status::cancelled("prefill stopped after " + std::to_string(done) + " of " + std::to_string(total) + " tokens");
+      return Status::cancelled("prefill stopped after " + std::to_string(done) + " of " + std::to_string(total) +
+                               " tokens");
     }
   }
   return {};

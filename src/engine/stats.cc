@@ -11,8 +11,10 @@ constexpr double kSmallest = 1e-8;
 const double kLogStep = std::log(1.02);
 
 nlohmann::json to_json_object(const QuantileSketch& sketch) {
-  return {{"count", sketch.count()},         {"mean", sketch.mean()},
-          {"p50", sketch.quantile(0.5)},     {"p95", sketch.quantile(0.95)},
+  return {{"count", sketch.count()},
+          {"mean", sketch.mean()},
+          {"p50", sketch.quantile(0.5)},
+          {"p95", sketch.quantile(0.95)},
           {"max", sketch.max()}};
 }
 

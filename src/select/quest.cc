@@ -62,12 +62,12 @@ class QuestSelector : public Selector {
       row[shape_.head_dim + dim] = std::max(q[dim], 0.0f);
     }
   }
-  // page_scores [group] f32, scores [group, score_stride] f32
-  // Calls body(block, dots) for the dot products of each block's bounds, [2, head_dim] `dtype`, with rows of (q-, q+).
+  // Calls body(block, dots) for the dot products of each block's bounds, [2, head_dim] `dtype`, with the rows (q-, q+):
+  // rows [group, 2, head_dim] f32.
   template <typename Body>
-  void for_each_block(const float* rows, const ScoreBlocks& blocks, DType dtype, Body body) const {  // rows: [group, 2, head_dim] f32
-    std::array<const void*, kChunkBlocks> bounds;        // [count] pointers to [2, head_dim] dtype
-    std::array<float, kMaxGroup * kChunkBlocks> dots;    // [group, kChunkBlocks] f32
+  void for_each_block(const float* rows, const ScoreBlocks& blocks, DType dtype, Body body) const {
+    std::array<const void*, kChunkBlocks> bounds;      // [count] pointers to [2, head_dim] dtype
+    std::array<float, kMaxGroup * kChunkBlocks> dots;  // [group, kChunkBlocks] f32
     for (int32_t first = 0; first < blocks.num_blocks; first += kChunkBlocks) {
       const int32_t count = std::min(kChunkBlocks, blocks.num_blocks - first);
       std::copy_n(blocks.entries + first, count, bounds.begin());
@@ -75,7 +75,9 @@ class QuestSelector : public Selector {
       for (int32_t i = 0; i < count; ++i) body(first + i, dots.data() + i);
     }
   }
-  void spread(float page_score, int32_t query, int32_t block, float* scores, int64_t score_stride) const {
+  void spread(float page_score, int32_t query, int32_t block,
+              float* scores,  // [group, score_stride] f32
+              int64_t score_stride) const {
     std::fill_n(scores + query * score_stride + int64_t{block} * kBlockTokens, kBlockTokens, page_score);
   }
 
@@ -185,7 +187,8 @@ Expected<std::shared_ptr<const Selector>> make_quest_selector(const SelectorShap
   }
   if (options.empty() || options == "bf16") return std::make_shared<const QuestBf16Selector>(shape);
   if (options == "int8") return std::make_shared<const QuestInt8Selector>(shape);
-  return Status::invalid_argument("selector: quest16 takes bf16 or int8 after the colon, got '" + std::string(options) + "'");
+  return Status::invalid_argument("selector: quest16 takes bf16 or int8 after the colon, got '" + std::string(options) +
+                                  "'");
 }
 
 }  // namespace rarefy

@@ -41,26 +41,27 @@ nlohmann::json tokenizer_json() {
   nlohmann::json vocab = nlohmann::json::object();
   for (int32_t byte = 0; byte < 256; ++byte) vocab[printable_byte(byte)] = byte;
   const auto added = [](int32_t id, const char* content) {
-    return nlohmann::json{{"id", id},          {"content", content}, {"single_word", false}, {"lstrip", false},
+    return nlohmann::json{{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
                           {"rstrip", false}, {"normalized", false}, {"special", true}};
   };
-  return {{"version", "1.0"},
-          {"added_tokens", {added(256, "<|begin_of_text|>"), added(257, "<|end_of_text|>")}},
-          {"normalizer", nullptr},
-          {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}}},
-          {"post_processor", nullptr},
-          {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
-          {"model",
-           {{"type", "BPE"},
-            {"dropout", nullptr},
-            {"unk_token", nullptr},
-            {"continuing_subword_prefix", nullptr},
-            {"end_of_word_suffix", nullptr},
-            {"fuse_unk", false},
-            {"byte_fallback", false},
-            {"ignore_merges", false},
-            {"vocab", vocab},
-            {"merges", nlohmann::json::array()}}}};
+  return {
+      {"version", "1.0"},
+      {"added_tokens", {added(256, "<|begin_of_text|>"), added(257, "<|end_of_text|>")}},
+      {"normalizer", nullptr},
+      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}}},
+      {"post_processor", nullptr},
+      {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
+      {"model",
+       {{"type", "BPE"},
+        {"dropout", nullptr},
+        {"unk_token", nullptr},
+        {"continuing_subword_prefix", nullptr},
+        {"end_of_word_suffix", nullptr},
+        {"fuse_unk", false},
+        {"byte_fallback", false},
+        {"ignore_merges", false},
+        {"vocab", vocab},
+        {"merges", nlohmann::json::array()}}}};
 }
 
 }  // namespace
@@ -113,8 +114,8 @@ TinyCheckpoint::TinyCheckpoint(const TinyCheckpointOptions& o) {
     const int64_t count = is_norm ? shape[0] : shape[0] * shape[1];
     // Logits with a standard deviation of about 1.5 nats: q and k entries of unit variance times head_dim^-1/2 give 1.
     const bool is_qk = name.find("q_proj") != std::string::npos || name.find("k_proj") != std::string::npos;
-    std::normal_distribution<float> normal(is_norm ? 1.0f : 0.0f,
-                                           is_norm ? 0.1f : (is_qk ? 1.22f : 1.0f) / std::sqrt(static_cast<float>(shape.back())));
+    std::normal_distribution<float> normal(
+        is_norm ? 1.0f : 0.0f, is_norm ? 0.1f : (is_qk ? 1.22f : 1.0f) / std::sqrt(static_cast<float>(shape.back())));
     const size_t begin = data.size();
     for (int64_t i = 0; i < count; ++i) {
       const BFloat16 value = to_bfloat16(normal(random));
