@@ -213,6 +213,16 @@ class CpuDecode final : public DecodeKernel {
     return inside;
   }
 
+  void fetch_rows(const TileWork& work) const {
+    const int64_t row_bytes = problem_.head_dim * static_cast<int64_t>(size_of(problem_.kv_dtype));
+    for (const auto* rows : {work.keys, work.values}) {
+      for (int32_t i = 0; i < work.count; ++i) {
+        for (int64_t byte = 0; byte < row_bytes; byte += 64)
+          __builtin_prefetch(static_cast<const char*>(rows[i]) + byte, 0, 2);
+      }
+    }
+  }
+
   // One thread's share of the splits. The rows of the next tile, of this split or the next, are fetched during each tile.
   // False when a list named a token outside its sequence.
   bool attend(const DecodeArgs& args, std::atomic<int32_t>& next_split, std::atomic<int32_t>* splits_left) const {
@@ -222,6 +232,7 @@ class CpuDecode final : public DecodeKernel {
     int32_t now = 0;
     bool inside = true;
     bool more = next_tile(args, next_split, TileWork(), buffers[now]);
+    if (more) fetch_rows(buffers[now]);  // nobody did it during an earlier tile
     while (more) {
       const TileWork& work = buffers[now];
       inside = inside && work.ids_are_inside;

@@ -60,16 +60,18 @@ HWY_INLINE void score_block_bf16(const uint16_t* HWY_RESTRICT q, int32_t head_di
   }
 }
 
+// A short tile is done before its loops have fetched all of the next: the rest.
+HWY_INLINE void fetch_rest(const Tile& tile) {
+  for (int32_t t = (tile.num_tokens + 3) / 4 * 4; t < kTileTokens; ++t) {
+    prefetch_row(tile.next_keys[t], tile.head_dim * int64_t{2});
+    prefetch_row(tile.next_values[t], tile.head_dim * int64_t{2});
+  }
+}
+
 template <bool kLow>
 HWY_INLINE void score_rows_bf16(const Tile& tile, const uint16_t* HWY_RESTRICT q, float* HWY_RESTRICT scores) {
   const int64_t row_bytes = tile.head_dim * int64_t{2};
-  if (tile.next_keys != nullptr) {
-    // A short tile is done before its loops have fetched all of the next.
-    for (int32_t t = (tile.num_tokens + 3) / 4 * 4; t < kTileTokens; ++t) {
-      prefetch_row(tile.next_keys[t], row_bytes);
-      prefetch_row(tile.next_values[t], row_bytes);
-    }
-  }
+  if (tile.next_keys != nullptr) fetch_rest(tile);
   for (int32_t t = 0; t < tile.num_tokens; t += 4) {
     if (tile.next_keys != nullptr) {
       for (int32_t j = t; j < t + 4; ++j) prefetch_row(tile.next_keys[j], row_bytes);
@@ -185,7 +187,12 @@ void norms_tile<DotRows>(const Tile& tile, float* HWY_RESTRICT norms) {
   }
 }
 
-void add_tile_bf16(const Tile& tile, const Partial& partial) { add_typed_tile<DotRows>(tile, partial); }
+#include "cpu/decode/tile_quad-inl.h"
+
+void add_tile_bf16(const Tile& tile, const Partial& partial) {
+  const bool quads = tile.num_rows % 4 == 0 && tile.soft_cap == 0.0f && tile.last_visible == nullptr;
+  quads ? add_quads(tile, partial) : add_typed_tile<DotRows>(tile, partial);
+}
 void finish_row_bf16(const FinishRow& row) { finish_typed_row<DotRows>(row); }
 
 void prepare_q_bf16(DType, const float* q, int32_t head_dim, float* prepared) {
