@@ -12,9 +12,17 @@ namespace rarefy {
 namespace {
 
 constexpr int32_t kMaxHeadDim = 1024;
-constexpr float kMeanMiddle = 128.0f;
-constexpr float kMeanSteps = 127.0f;
+constexpr float kMeanSteps = 7.0f;   // 4 bits: -7 .. 7
+constexpr float kMeanMiddle = 7.0f;  // stored as 0 .. 14
 constexpr int32_t kScoreBlocks = 16;  // blocks per call of nibble_scores
+constexpr int kIntoL2 = 2;            // locality of prefetches
+
+// The mean in units of its step: byte j holds dimension j in its low half and dimension j + head_dim / 2 in its high half.
+void unpack_mean(const std::byte* packed, int32_t head_dim, uint8_t* mean) {  // packed: [head_dim / 2] bytes; mean: [head_dim] u8
+  const int32_t half = head_dim / 2;
+  for (int32_t j = 0; j < half; ++j) mean[j] = static_cast<uint8_t>(packed[j] & std::byte{15});
+  for (int32_t j = 0; j < half; ++j) mean[half + j] = static_cast<uint8_t>(packed[j] >> 4);
+}
 
 // A query state: what the mean needs, then the tables.
 struct StateHead {
@@ -46,11 +54,12 @@ void CentredSignSelector::store_mean(const float* rotated, int32_t num_tokens, s
   const float step = largest / kMeanSteps;
   const float inverse = step > 0.0f && std::isfinite(1.0f / step) ? 1.0f / step : 0.0f;
   std::memcpy(entry, &step, sizeof(step));
-  auto* codes = reinterpret_cast<uint8_t*>(entry + sizeof(step));  // [head_dim] u8
-  for (int32_t dim = 0; dim < shape_.head_dim; ++dim) {
-    const float code = std::clamp(std::nearbyint(mean[dim] * inverse), -kMeanSteps, kMeanSteps);
-    codes[dim] = static_cast<uint8_t>(std::isnan(code) ? kMeanMiddle : kMeanMiddle + code);
-  }
+  const auto code = [&](int32_t dim) {
+    const float value = std::clamp(std::nearbyint(mean[dim] * inverse), -kMeanSteps, kMeanSteps);
+    return static_cast<uint8_t>(std::isnan(value) ? kMeanMiddle : kMeanMiddle + value);
+  };
+  const int32_t half = shape_.head_dim / 2;
+  for (int32_t j = 0; j < half; ++j) entry[sizeof(step) + j] = static_cast<std::byte>(code(j) | code(half + j) << 4);
 }
 
 void CentredSignSelector::encode(HeadId, const BlockKeys& block, std::byte* entry) const {
@@ -67,7 +76,8 @@ void CentredSignSelector::encode(HeadId, const BlockKeys& block, std::byte* entr
 
   float step = 0.0f;
   std::memcpy(&step, entry, sizeof(step));
-  const auto* mean = reinterpret_cast<const uint8_t*>(entry + sizeof(step));  // [head_dim] u8
+  std::array<uint8_t, kMaxHeadDim> mean;  // [head_dim] u8
+  unpack_mean(entry + sizeof(step), head_dim, mean.data());
   for (int32_t token = first; token < block.num_tokens; ++token) {
     float* row = rotated.data() + int64_t{token - first} * head_dim;  // [head_dim] f32
     for (int32_t dim = 0; dim < head_dim; ++dim) row[dim] -= step * (static_cast<float>(mean[dim]) - kMeanMiddle);
@@ -107,6 +117,7 @@ void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& block
   tables.steps = head.steps;
 
   std::array<const std::byte*, 2 * kScoreBlocks * kCodeBlocks> codes;  // [blocks, kCodeBlocks] pointers to [codes_bytes] bytes
+  std::array<uint8_t, kScoreBlocks * kMaxHeadDim> unpacked;            // [count, head_dim] u8
   std::array<const void*, kScoreBlocks> means;                         // [count] pointers to [head_dim] u8
   std::array<float, kMaxGroup * kScoreBlocks> dots;                    // [group, kScoreBlocks] f32; q . code of the mean
   std::array<float, kMaxGroup * kScoreBlocks * kCodeBlocks> offsets;   // [group, count, kCodeBlocks] f32; q . mean
@@ -118,9 +129,11 @@ void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& block
       const std::byte* entry = blocks.entries[first + i];  // [block_bytes] bytes
       for (int32_t part = 0; part < kCodeBlocks; ++part) codes[i * kCodeBlocks + part] = entry + codes_offset() + part * codes_bytes();
       if (i < count) {
-        means[i] = entry + sizeof(float);
+        uint8_t* mean = unpacked.data() + int64_t{i} * shape_.head_dim;  // [head_dim] u8
+        unpack_mean(entry + sizeof(float), shape_.head_dim, mean);
+        means[i] = mean;
       } else {
-        for (int64_t line = 0; line < codes_offset(); line += 64) __builtin_prefetch(entry + line);
+        for (int64_t line = 0; line < codes_offset(); line += 64) __builtin_prefetch(entry + line, 0, kIntoL2);
       }
     }
     cpu::dot_rows(rotated, shape_.group, shape_.head_dim, means.data(), count, DType::u8, dots.data(), kScoreBlocks);

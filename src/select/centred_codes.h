@@ -1,17 +1,17 @@
 // sign64: sign codes of the difference to the mean of 64 consecutive keys.
 //
 // Keys of a KV head have much in common (biases, the slow components of RoPE, the topic at hand), and what they share costs sign
-// codes most of their one bit. So every block keeps the mean of its rotated keys in 8 bits per dimension, and the codes describe
+// codes most of their one bit. So every block keeps the mean of its rotated keys in 4 bits per dimension, and the codes describe
 // what is left:
 //
 //   score = q . mean + scale * (R q . signs),   signs = sign(R k - mean),   scale = mean over d of |R k - mean|
 //
-// Bytes per token: head_dim / 8 signs + 1 scale (e4m4) + (head_dim + 4) / 64 for the mean: 10.1 at head_dim 64, 19.1 at 128.
+// Bytes per token: head_dim / 8 signs + 1 scale (e4m4) + (head_dim / 2 + 4) / 64 for the mean: 9.6 at head_dim 64, 18.1 at 128.
 //
 // While a block fills, its mean is that of its first 16 floor(n / 16) keys (zero below 16): an entry stays a function of the
 // block's keys, and only every sixteenth token re-encodes the others.
 //
-// Entry: f32 step of the mean; [head_dim] u8 mean, 128 + round(mean / step); four blocks of cpu/select/nibble_scores.h.
+// Entry: f32 step of the mean; [head_dim / 2] bytes, 7 + round(mean / step) in halves of bytes; four blocks of cpu/select/nibble_scores.h.
 #pragma once
 
 #include "select/rotated_codes.h"
@@ -36,7 +36,7 @@ class CentredSignSelector final : public Selector {
  private:
   static constexpr int32_t kCodeBlocks = kBlockTokens / cpu::kNibbleBlockTokens;
 
-  int64_t codes_offset() const { return static_cast<int64_t>(sizeof(float)) + shape_.head_dim; }
+  int64_t codes_offset() const { return static_cast<int64_t>(sizeof(float)) + shape_.head_dim / 2; }
   int64_t codes_bytes() const { return cpu::nibble_block_bytes(num_lanes_, cpu::NibbleScale::e4m4); }
   void store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const;  // rotated [num_tokens, head_dim] f32, entry [block_bytes] bytes
 

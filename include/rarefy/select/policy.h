@@ -3,7 +3,7 @@
 //
 //   dense                                                      (no policy)
 //   50x                                                        the default recipe at that sparsity
-//   total=0.02 sink=4 local=32 index=sign spend=priority
+//   total=0.02 sink=4 local=32 index=sign64 spend=half
 //   total=400 index=quest16:int8 spend=half min=1024 dense_layers=0,1 total@2-3=0.05
 //
 // `total` counts all tokens of a list, sink and local included: a fraction of the cached tokens when written with a point or
@@ -52,7 +52,7 @@ struct Policy {
   int32_t sink = 4;
   int32_t local = 32;
   std::string index;  // selector text, select/registry.h
-  Spend spend = Spend::priority;
+  Spend spend = Spend::half;
   double floor =
       0.0;  // m: a share of the estimated probability spread evenly over all tokens, against scores that are far too low
   int32_t min_kv_len = 512;
