@@ -171,6 +171,16 @@ std::byte* KvSequence::index_entry(int32_t index, int32_t layer, int32_t kv_head
   return self.pool->index_entry(entries, layer, kv_head, page) + block % entries.blocks_per_page * entries.block_bytes;
 }
 
+PagedIndexView KvSequence::index_view(int32_t index, int32_t layer) const {
+  const KvIndex& entries = impl_->pool->index(index);
+  PagedIndexView view;
+  view.entries = impl_->pool->index_entry(entries, layer, 0, 0);
+  view.head_stride_bytes = entries.head_stride_bytes;
+  view.page_stride_bytes = entries.blocks_per_page * entries.block_bytes;
+  view.block_bytes = entries.block_bytes;
+  return view;
+}
+
 int32_t KvSequence::encoded_tokens(int32_t index, int32_t layer, int32_t logical_page) const {
   const Impl& self = *impl_;
   return self.pool->encoded(self.pool->index(index), layer, self.page_table[logical_page]).load(std::memory_order_acquire);

@@ -49,6 +49,7 @@ class RotatedCodeSelector final : public Selector {
   std::string name() const override { return format_.name; }
   int32_t block_tokens() const override { return cpu::kNibbleBlockTokens; }
   int64_t block_bytes() const override { return cpu::nibble_block_bytes(num_lanes_); }
+  int32_t first_key_read(int32_t first_new, int32_t) const override { return first_new; }
   void encode(HeadId head, const BlockKeys& block, std::byte* entry) const override;  // [block_bytes] bytes
   size_t query_state_bytes() const override;
   void prepare(HeadId head, const float* q, std::byte* state) const override;

@@ -56,7 +56,9 @@ void Selection::Impl::encode_page(const KvSequence& sequence, const PagedKvView&
     BlockKeys block;
     block.num_tokens = std::min(block_tokens, end - token);
     block.first_new = std::max(0, first - token);
-    cpu::rows_to_float(rows, view.dtype, view.token_stride, block.num_tokens, view.head_dim, keys.data());
+    const int32_t first_key = selector_->first_key_read(block.first_new, block.num_tokens);
+    cpu::rows_to_float(rows + element_bytes * first_key * view.token_stride, view.dtype, view.token_stride,
+                       block.num_tokens - first_key, view.head_dim, keys.data() + int64_t{first_key} * view.head_dim);
     block.keys = keys.data();
     selector_->encode({layer, kv_head}, block, sequence.index_entry(index_, layer, kv_head, position / block_tokens));
   }

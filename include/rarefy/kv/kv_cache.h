@@ -36,6 +36,14 @@ struct KvCacheConfig {
 
 class KvSequence;
 
+// Where the entries of one layer of an index lie, for readers that visit many; pages by PagedKvView::page_table. Non-owning.
+struct PagedIndexView {
+  const std::byte* entries = nullptr;  // [num_kv_heads, num_pages, blocks_per_page, block_bytes] bytes
+  int64_t head_stride_bytes = 0;
+  int64_t page_stride_bytes = 0;
+  int64_t block_bytes = 0;
+};
+
 class KvCache : public std::enable_shared_from_this<KvCache> {
  public:
   static Expected<std::shared_ptr<KvCache>> create(const KvCacheConfig& config);
@@ -82,6 +90,8 @@ class KvSequence {
   // Entry of an index for one block of this sequence; blocks are numbered from the start of the sequence. Entries of a page
   // are contiguous; consecutive pages usually are. 64-byte aligned when block_bytes is a multiple of 64.
   std::byte* index_entry(int32_t index, int32_t layer, int32_t kv_head, int32_t block) const;  // [block_bytes] bytes
+  // The same entries, for reading; valid as long as the cache.
+  PagedIndexView index_view(int32_t index, int32_t layer) const;
   // How many leading tokens of a logical page an index has already encoded for a layer (all KV heads). begin_append lowers
   // the number to whole blocks where tokens were truncated or aborted, so that their block is encoded anew.
   int32_t encoded_tokens(int32_t index, int32_t layer, int32_t logical_page) const;

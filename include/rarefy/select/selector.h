@@ -64,6 +64,12 @@ class Selector {
   // Bytes of index (or keys) that scoring one token of one KV head reads; the default is what encode() stores.
   virtual double bytes_per_token() const { return static_cast<double>(block_bytes()) / block_tokens(); }
 
+  // The first token of a block whose key encode() reads when tokens [first_new, num_tokens) come in; keys before it are not
+  // converted (and are not valid in BlockKeys). 0 by default.
+  virtual int32_t first_key_read(int32_t first_new, int32_t num_tokens) const {
+    static_cast<void>(first_new), static_cast<void>(num_tokens);
+    return 0;
+  }
   // Writes (or extends) the entry of one block. A token whose block is not full yet is scored all the same.
   virtual void encode(HeadId head, const BlockKeys& block,
                       std::byte* entry) const = 0;  // [block_bytes] bytes; 64-byte aligned when block_bytes is a multiple of 64
