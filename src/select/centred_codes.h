@@ -28,6 +28,10 @@ class CentredSignSelector final : public Selector {
   std::string name() const override { return "sign64"; }
   int32_t block_tokens() const override { return kBlockTokens; }
   int64_t block_bytes() const override { return codes_offset() + kCodeBlocks * codes_bytes(); }
+  // All keys when the mean changes.
+  int32_t first_key_read(int32_t first_new, int32_t num_tokens) const override {
+    return first_new > 0 && first_new / kMeanTokens == num_tokens / kMeanTokens ? first_new : 0;
+  }
   void encode(HeadId head, const BlockKeys& block, std::byte* entry) const override;  // [block_bytes] bytes
   size_t query_state_bytes() const override;
   void prepare(HeadId head, const float* q, std::byte* state) const override;
