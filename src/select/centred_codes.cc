@@ -117,8 +117,7 @@ void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& block
   tables.steps = head.steps;
 
   std::array<const std::byte*, 2 * kScoreBlocks * kCodeBlocks> codes;  // [blocks, kCodeBlocks] pointers to [codes_bytes] bytes
-  std::array<uint8_t, kScoreBlocks * kMaxHeadDim> unpacked;            // [count, head_dim] u8
-  std::array<const void*, kScoreBlocks> means;                         // [count] pointers to [head_dim] u8
+  std::array<const void*, kScoreBlocks> means;                         // [count] pointers to [head_dim / 2] bytes
   std::array<float, kMaxGroup * kScoreBlocks> dots;                    // [group, kScoreBlocks] f32; q . code of the mean
   std::array<float, kMaxGroup * kScoreBlocks * kCodeBlocks> offsets;   // [group, count, kCodeBlocks] f32; q . mean
   const int32_t num_known = blocks.num_blocks + blocks.num_ahead;
@@ -129,14 +128,12 @@ void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& block
       const std::byte* entry = blocks.entries[first + i];  // [block_bytes] bytes
       for (int32_t part = 0; part < kCodeBlocks; ++part) codes[i * kCodeBlocks + part] = entry + codes_offset() + part * codes_bytes();
       if (i < count) {
-        uint8_t* mean = unpacked.data() + int64_t{i} * shape_.head_dim;  // [head_dim] u8
-        unpack_mean(entry + sizeof(float), shape_.head_dim, mean);
-        means[i] = mean;
+        means[i] = entry + sizeof(float);
       } else {
         for (int64_t line = 0; line < codes_offset(); line += 64) __builtin_prefetch(entry + line, 0, kIntoL2);
       }
     }
-    cpu::dot_rows(rotated, shape_.group, shape_.head_dim, means.data(), count, DType::u8, dots.data(), kScoreBlocks);
+    cpu::dot_nibble_rows(rotated, shape_.group, shape_.head_dim, means.data(), count, dots.data(), kScoreBlocks);
     for (int32_t i = 0; i < count; ++i) {
       float step = 0.0f;
       std::memcpy(&step, blocks.entries[first + i], sizeof(step));

@@ -97,6 +97,51 @@ void dot_tile(const float* q, int32_t dim, const void* const* rows, int32_t num_
   }
 }
 
+template <int32_t kQueries>
+void dot_nibble_tile(const float* q, int32_t dim, const void* const* rows, int32_t num_rows, float* dots, int64_t dot_stride) {
+  const F32 d;
+  const hn::Rebind<int32_t, F32> di;
+  const hn::Rebind<uint8_t, F32> d8;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(d));
+  const int32_t half = dim / 2;
+  for (int32_t r = 0; r < num_rows; ++r) {
+    const auto* row = static_cast<const uint8_t*>(rows[r]);  // [half] bytes
+    F32Vec sums[kQueries];
+    for (auto& sum : sums) sum = hn::Zero(d);
+    int32_t i = 0;
+    for (; i + lanes <= half; i += lanes) {
+      const auto bytes = hn::PromoteTo(di, hn::LoadU(d8, row + i));
+      const F32Vec low = hn::ConvertTo(d, hn::And(bytes, hn::Set(di, 15)));
+      const F32Vec high = hn::ConvertTo(d, hn::ShiftRight<4>(bytes));
+      for (int32_t query = 0; query < kQueries; ++query) {
+        const float* at = q + int64_t{query} * dim + i;
+        sums[query] = hn::MulAdd(low, hn::LoadU(d, at), hn::MulAdd(high, hn::LoadU(d, at + half), sums[query]));
+      }
+    }
+    float totals[kQueries];
+    sum_elements(sums, totals);
+    for (int32_t query = 0; query < kQueries; ++query) {
+      const float* at = q + int64_t{query} * dim;
+      for (int32_t j = i; j < half; ++j) {
+        totals[query] += at[j] * static_cast<float>(row[j] & 15) + at[half + j] * static_cast<float>(row[j] >> 4);
+      }
+      dots[query * dot_stride + r] = totals[query];
+    }
+  }
+}
+
+void dot_nibble_rows_simd(const float* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows,
+                          float* dots, int64_t dot_stride) {
+  for (int32_t first = 0; first < num_queries; first += kQueryTile) {
+    const int32_t tile = std::min(kQueryTile, num_queries - first);
+    const auto run = tile == 1   ? &dot_nibble_tile<1>
+                     : tile == 2 ? &dot_nibble_tile<2>
+                     : tile == 3 ? &dot_nibble_tile<3>
+                                 : &dot_nibble_tile<4>;
+    run(q + int64_t{first} * dim, dim, rows, num_rows, dots + first * dot_stride, dot_stride);
+  }
+}
+
 template <typename T>
 void dot_rows_of(const float* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows, float* dots,
                  int64_t dot_stride) {
@@ -148,11 +193,17 @@ HWY_AFTER_NAMESPACE();
 namespace rarefy::cpu {
 
 HWY_EXPORT(dot_rows_simd);
+HWY_EXPORT(dot_nibble_rows_simd);
 HWY_EXPORT(rows_to_float_simd);
 
 void dot_rows(const float* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows, DType dtype,
               float* dots, int64_t dot_stride) {
   HWY_DYNAMIC_DISPATCH(dot_rows_simd)(q, num_queries, dim, rows, num_rows, dtype, dots, dot_stride);
+}
+
+void dot_nibble_rows(const float* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows, float* dots,
+                     int64_t dot_stride) {
+  HWY_DYNAMIC_DISPATCH(dot_nibble_rows_simd)(q, num_queries, dim, rows, num_rows, dots, dot_stride);
 }
 
 void rows_to_float(const void* rows, DType dtype, int64_t row_stride, int32_t num_rows, int32_t dim, float* out) {
