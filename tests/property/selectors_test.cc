@@ -93,7 +93,7 @@ struct Case {
 };
 
 const std::vector<std::string>& all_selectors() {
-  static const std::vector<std::string> names = {"oracle", "quest16", "quest16:int8", "sign", "q2"};
+  static const std::vector<std::string> names = {"oracle", "quest16", "quest16:int8", "sign", "sign64", "q2"};
   return names;
 }
 
@@ -101,7 +101,7 @@ TEST(Selectors, EncodingOneTokenAtATimeGivesTheSameBytes) {
   for (const std::string& name : all_selectors()) {
     for (int32_t head_dim : {16, 64, 80, 128}) {
       SCOPED_TRACE(name + " head_dim " + std::to_string(head_dim));
-      const Case c(name, head_dim, 1, 16 + 11, DType::bf16, kSeed);
+      const Case c(name, head_dim, 1, 64 + 41, DType::bf16, kSeed);
       const auto bytes = static_cast<size_t>(c.selector->block_bytes());
       for (int32_t block = 0; block < c.num_blocks; ++block) {
         AlignedBuffer grown;
@@ -109,9 +109,14 @@ TEST(Selectors, EncodingOneTokenAtATimeGivesTheSameBytes) {
         std::memset(grown.data(), 0x5a, grown.capacity());
         BlockKeys keys = c.block_keys(block, 0);
         const int32_t total = keys.num_tokens;
-        for (int32_t end : {1, 2, 5, total}) {
-          keys.num_tokens = end;
-          c.selector->encode({0, 0}, keys, grown.data());
+        for (int32_t end = 1; end <= total; end += end % 7 == 0 ? 3 : 1) {
+          if (end > total - 3) end = total;
+          // Keys that encode() says it does not read are not there.
+          const int32_t first_key = c.selector->first_key_read(keys.first_new, end);
+          std::vector<float> readable(static_cast<size_t>(end) * head_dim, kNan);
+          std::copy(keys.keys + int64_t{first_key} * head_dim, keys.keys + int64_t{end} * head_dim,
+                    readable.begin() + int64_t{first_key} * head_dim);
+          c.selector->encode({0, 0}, {readable.data(), end, keys.first_new}, grown.data());
           keys.first_new = end;
         }
         EXPECT_EQ(std::memcmp(grown.data(), c.entry(block), bytes), 0) << "block " << block;
@@ -299,6 +304,81 @@ INSTANTIATE_TEST_SUITE_P(Shapes, RotatedCodes,
                            return std::string(std::get<0>(info.param)) + "_head_dim" + std::to_string(std::get<1>(info.param)) +
                                   "_group" + std::to_string(std::get<2>(info.param));
                          });
+
+// sign64: the score is q . mean + scale * (q . signs), from the numbers that the entry stores; and the mean is one of its keys.
+TEST(CentredSigns, ScoresMatchTheReference) {
+  for (int32_t head_dim : {16, 64, 80, 128}) {
+    for (int32_t group : {1, 4, 7}) {
+      SCOPED_TRACE("head_dim " + std::to_string(head_dim) + " group " + std::to_string(group));
+      const Case c("sign64", head_dim, group, 64 * 5 + 37, DType::bf16, kSeed + 7);
+      const auto scores = c.scores();
+      const Rotation rotation(head_dim);
+      const int32_t num_lanes = num_code_lanes(kSignCodes, head_dim);
+      const int64_t codes_bytes = cpu::nibble_block_bytes(num_lanes, cpu::NibbleScale::e4m4);
+      const int64_t codes_offset = c.selector->block_bytes() - 4 * codes_bytes;
+      for (int32_t query = 0; query < group; ++query) {
+        const auto q = ref::rotate(c.q.data() + query * head_dim, rotation.factors(), rotation.block_sizes());
+        double q_norm = 0.0, largest_group = 0.0;
+        for (int32_t dim = 0; dim < head_dim; dim += 4) {
+          const double sum = std::abs(q[dim]) + std::abs(q[dim + 1]) + std::abs(q[dim + 2]) + std::abs(q[dim + 3]);
+          largest_group = std::max(largest_group, sum);
+          q_norm += sum;
+        }
+        const double table_error = 0.5 * largest_group / cpu::kNibbleTableMiddle * (head_dim / 4) * (1 + 1e-4);
+        for (int32_t token = 0; token < c.num_tokens; ++token) {
+          const auto* entry = reinterpret_cast<const uint8_t*>(c.entry(token / 64));
+          const auto* codes = entry + codes_offset + token % 64 / 16 * codes_bytes;
+          float step = 0.0f;
+          std::memcpy(&step, entry, sizeof(step));
+          double mean = 0.0, signs = 0.0, mean_magnitude = 0.0;
+          for (int32_t dim = 0; dim < head_dim; ++dim) {
+            const uint32_t packed = entry[4 + dim % (head_dim / 2)];
+            const int32_t level = static_cast<int32_t>(dim < head_dim / 2 ? packed & 15u : packed >> 4) - 7;
+            mean += q[dim] * level * step;
+            mean_magnitude += std::abs(q[dim]) * 22 * step;
+            const uint32_t byte = codes[cpu::nibble_code_offset(dim / 8, token % 16)];
+            signs += (byte >> (dim % 8) & 1u) != 0 ? q[dim] : -q[dim];
+          }
+          const double scale = cpu::e4m4_to_float(codes[num_lanes * 16 + token % 16]);
+          const double rounding = 2 * (head_dim + 8) * kEps32 * (mean_magnitude + scale * q_norm);
+          EXPECT_NEAR(scores[query][token], mean + scale * signs, scale * table_error + rounding) << "token " << token;
+        }
+      }
+    }
+  }
+}
+
+// What is left after the mean is shorter than the key: with keys that share a direction the scores follow the exact ones
+// better than plain sign codes do.
+TEST(CentredSigns, BeatPlainSignsOnKeysThatShareADirection) {
+  const int32_t head_dim = 64;
+  const SelectorShape shape{1, 1, 1, head_dim, DType::f32};
+  std::mt19937 random(kSeed);
+  std::normal_distribution<float> normal;
+  std::vector<float> shared(head_dim), keys, q;
+  for (float& value : shared) value = 2.0f * normal(random);
+  for (int32_t i = 0; i < 64 * 20 * head_dim; ++i) keys.push_back(shared[i % head_dim] + normal(random));
+  for (int32_t dim = 0; dim < head_dim; ++dim) q.push_back(normal(random));
+  const auto exact = ref::exact_scores(q.data(), keys.data(), 64 * 20, head_dim);
+  std::vector<double> errors;
+  for (const std::string name : {"sign", "sign64"}) {
+    const auto selector = *make_selector(name, shape);
+    const int32_t block_tokens = selector->block_tokens();
+    AlignedBuffer entry, state;
+    selector->prepare({0, 0}, q.data(), state.reserve(selector->query_state_bytes()));
+    double error = 0.0;
+    for (int32_t first = 0; first < 64 * 20; first += block_tokens) {
+      selector->encode({0, 0}, {keys.data() + first * head_dim, block_tokens, 0},
+                       entry.reserve(static_cast<size_t>(selector->block_bytes())));
+      const std::byte* entries[] = {entry.data()};
+      std::vector<float> scores(static_cast<size_t>(block_tokens));
+      selector->score(state.data(), {{0, 0}, 1, 0, entries, nullptr, 0}, scores.data(), block_tokens);
+      for (int32_t token = 0; token < block_tokens; ++token) error += std::pow(scores[token] - exact.value[first + token], 2);
+    }
+    errors.push_back(std::sqrt(error));
+  }
+  EXPECT_LT(errors[1], 0.6 * errors[0]);
+}
 
 TEST(RotatedCodeTargets, ScoresHaveTheSameBitsOnEveryInstructionSet) {
   for (const std::string name : {"sign", "q2"}) {
