@@ -1,0 +1,122 @@
+// The stages of selection for one KV head with four query heads and head_dim 128, data in the cache: encoding, scoring, the
+// filter that follows, and the draw. Whole selections from cold caches: `rarefy bench attention`.
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/aligned_buffer.h"
+#include "rarefy/select/registry.h"
+#include "select/spend.h"
+
+namespace {
+
+constexpr int32_t kNumTokens = 2048, kGroup = 4, kHeadDim = 128;
+
+std::vector<float> normal(int64_t count, float width) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> distribution(0.0f, width);
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = distribution(random);
+  return values;
+}
+
+struct Index {
+  explicit Index(const std::string& name)
+      : selector(*rarefy::make_selector(name, {1, 1, kGroup, kHeadDim, rarefy::DType::f32})),
+        keys(normal(int64_t{kNumTokens} * kHeadDim, 1.0f)),
+        q(normal(int64_t{kGroup} * kHeadDim, 2.0f / std::sqrt(static_cast<float>(kHeadDim)))) {
+    const int32_t block_tokens = selector->block_tokens();
+    entry_memory.reserve(static_cast<size_t>(kNumTokens / block_tokens * selector->block_bytes()) + 1);
+    for (int32_t block = 0; block < kNumTokens / block_tokens; ++block) {
+      entries.push_back(entry_memory.data() + block * selector->block_bytes());
+      rows.push_back(keys.data() + int64_t{block} * block_tokens * kHeadDim);
+    }
+  }
+  void encode() {
+    const int32_t block_tokens = selector->block_tokens();
+    for (size_t block = 0; block < entries.size(); ++block) {
+      selector->encode({0, 0}, {static_cast<const float*>(rows[block]), block_tokens, 0}, const_cast<std::byte*>(entries[block]));
+    }
+  }
+
+  std::shared_ptr<const rarefy::Selector> selector;
+  std::vector<float> keys, q;              // [num_tokens, head_dim] f32; [group, head_dim] f32
+  rarefy::AlignedBuffer entry_memory;
+  std::vector<const std::byte*> entries;   // [num_blocks] pointers to [block_bytes] bytes
+  std::vector<const void*> rows;           // [num_blocks] pointers to [block_tokens, head_dim] f32
+};
+
+void encode(benchmark::State& state, const std::string& name) {
+  Index index(name);
+  for (auto _ : state) index.encode();
+  state.SetItemsProcessed(state.iterations() * kNumTokens);
+}
+
+void score(benchmark::State& state, const std::string& name) {
+  Index index(name);
+  index.encode();
+  rarefy::AlignedBuffer query, scores;
+  index.selector->prepare({0, 0}, index.q.data(), query.reserve(index.selector->query_state_bytes()));
+  auto* out = reinterpret_cast<float*>(scores.reserve(sizeof(float) * kGroup * kNumTokens));  // [group, num_tokens] f32
+  const rarefy::ScoreBlocks blocks{{0, 0}, static_cast<int32_t>(index.entries.size()), 0, index.entries.data(), index.rows.data(), kHeadDim};
+  for (auto _ : state) {
+    index.selector->score(query.data(), blocks, out, kNumTokens);
+    benchmark::DoNotOptimize(out);
+  }
+  state.SetItemsProcessed(state.iterations() * kNumTokens);
+  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(kNumTokens * index.selector->bytes_per_token()));
+}
+
+void filter(benchmark::State& state) {
+  const auto scores = normal(int64_t{kGroup} * kNumTokens + rarefy::cpu::kCandidatePadding, 2.0f);  // [group, num_tokens] f32
+  const std::vector<float> log_sums(kGroup, 9.6f);                                                  // [group] f32
+  std::vector<float> maxima(kGroup), kept(kNumTokens + rarefy::cpu::kCandidatePadding);
+  std::vector<int32_t> token_ids(kept.size());
+  rarefy::cpu::CandidateFilter candidates;
+  candidates.num_queries = kGroup;
+  candidates.log_sums = log_sums.data();
+  candidates.key = {1, 2};
+  candidates.keep_keys_above(-3.0f);
+  int32_t count = 0;
+  for (auto _ : state) {
+    count = rarefy::cpu::filter_candidates(candidates, scores.data(), kNumTokens, 0, kNumTokens, maxima.data(), token_ids.data(), kept.data());
+    benchmark::DoNotOptimize(count);
+  }
+  state.SetItemsProcessed(state.iterations() * kNumTokens);
+  state.counters["kept"] = count;
+}
+BENCHMARK(filter);
+
+// 620 of 32,768 tokens from as many candidates as the filter passes on.
+void draw(benchmark::State& state) {
+  constexpr int32_t kCandidates = 1600, kBudget = 620;
+  const auto scores = normal(kCandidates, 1.0f);  // [candidates] f32
+  std::vector<int32_t> token_ids(kCandidates), out_ids(kBudget);
+  for (int32_t i = 0; i < kCandidates; ++i) token_ids[i] = 20 * i;
+  std::vector<float> out_weights(kBudget);
+  rarefy::SpendScratch scratch;
+  rarefy::SpendThresholds thresholds;
+  thresholds.key = thresholds.score = -std::numeric_limits<float>::infinity();
+  uint32_t seed = 0;
+  for (auto _ : state) {
+    const rarefy::SpendRule rule{rarefy::Spend::priority, kBudget, 32768, 0.0, {++seed, 2}};
+    benchmark::DoNotOptimize(rarefy::spend(rule, thresholds, {token_ids.data(), scores.data(), kCandidates}, scratch, out_ids.data(), out_weights.data()));
+  }
+}
+BENCHMARK(draw);
+
+BENCHMARK_CAPTURE(score, oracle, "oracle");
+BENCHMARK_CAPTURE(score, quest16, "quest16");
+BENCHMARK_CAPTURE(score, quest16_int8, "quest16:int8");
+BENCHMARK_CAPTURE(score, sign, "sign");
+BENCHMARK_CAPTURE(score, sign64, "sign64");
+BENCHMARK_CAPTURE(score, q2, "q2");
+BENCHMARK_CAPTURE(encode, sign, "sign");
+BENCHMARK_CAPTURE(encode, sign64, "sign64");
+BENCHMARK_CAPTURE(encode, q2, "q2");
+
+}  // namespace
