@@ -23,14 +23,50 @@ float nth_largest(const std::vector<float>& values, int32_t n, std::vector<float
   return cpu::nth_largest(scratch.data(), static_cast<int32_t>(values.size()), n);
 }
 
-// Marks `count` values that are above `cut` or, by position, equal to it.
-void take(const std::vector<float>& values, float cut, int32_t count, std::vector<uint8_t>& taken) {
-  int32_t ties = count;
-  for (float value : values) ties -= value > cut ? 1 : 0;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const bool tie = values[i] == cut && ties > 0;
+// Gives the `num` tokens with the best scores, ties by position, infinite keys and scores: they are drawn for certain and get
+// weight 0. `cut` is the num-th largest score.
+void raise_top(const Candidates& candidates, float cut, int32_t num, std::vector<float>& keys, std::vector<float>& mixed) {
+  int32_t at_least = 0, above = 0;
+  for (int32_t i = 0; i < candidates.count; ++i) {
+    at_least += candidates.scores[i] >= cut ? 1 : 0;
+    above += candidates.scores[i] > cut ? 1 : 0;
+  }
+  if (at_least == num) {  // no tie is left over; this loop has no branches
+    for (int32_t i = 0; i < candidates.count; ++i) {
+      const bool top = candidates.scores[i] >= cut;
+      keys[i] = top ? kInfinity : keys[i];
+      mixed[i] = top ? kInfinity : mixed[i];
+    }
+    return;
+  }
+  int32_t ties = num - above;
+  for (int32_t i = 0; i < candidates.count; ++i) {
+    const bool tie = candidates.scores[i] == cut && ties > 0;
     if (tie) --ties;
-    if (tie || values[i] > cut) taken[i] = 1;
+    if (tie || candidates.scores[i] > cut) keys[i] = mixed[i] = kInfinity;
+  }
+}
+
+// Writes the `num` tokens with the largest keys: those above tau and, by position, some that equal it. Weights are
+// max(0, tau - mixed).
+void take(const Candidates& candidates, float tau, int32_t num, SpendScratch& scratch, int32_t* token_ids, float* log_weight) {
+  const size_t padded = static_cast<size_t>(candidates.count) + cpu::kCandidatePadding;
+  scratch.order.resize(padded);
+  scratch.ids.resize(padded);
+  const int32_t above = cpu::take_above(candidates.token_ids, scratch.mixed.data(), scratch.keys.data(), candidates.count, tau,
+                                        scratch.ids.data(), scratch.order.data());
+  if (above == num) {
+    std::copy_n(scratch.ids.begin(), num, token_ids);
+    std::copy_n(scratch.order.begin(), num, log_weight);
+    return;
+  }
+  int32_t ties = num - above, written = 0;
+  for (int32_t i = 0; i < candidates.count; ++i) {
+    const bool tie = scratch.keys[i] == tau && ties > 0;
+    if (tie) --ties;
+    if (!tie && !(scratch.keys[i] > tau)) continue;
+    token_ids[written] = candidates.token_ids[i];
+    log_weight[written++] = std::max(0.0f, tau - scratch.mixed[i]);
   }
 }
 
@@ -125,61 +161,31 @@ bool spend(const SpendRule& rule, const SpendThresholds& thresholds, const Candi
     std::fill_n(log_weight, count, 0.0f);
     return true;
   }
-  const int32_t num_top = rule.num_top(), num_random = rule.num_random();
-  std::vector<uint8_t>& taken = scratch.taken;
-  if (num_top > 0) taken.assign(count, 0);
+  const int32_t num_top = rule.num_top(), num_random = rule.num_random(), num = num_top + num_random;
+  if (candidates.count < num + (num_random > 0 ? 1 : 0)) return false;
+  float cut = -kInfinity;
   if (num_top > 0) {
-    if (candidates.count < num_top) return false;
     scratch.mixed.assign(candidates.scores, candidates.scores + count);
-    const float cut = nth_largest(scratch.mixed, num_top, scratch.order);
+    cut = nth_largest(scratch.mixed, num_top, scratch.order);
     if (!(cut > thresholds.score)) return false;
-    take(scratch.mixed, cut, num_top, taken);
   }
-
+  mix_scores(rule, candidates, scratch.mixed);
+  scratch.keys.resize(count);
   float tau = -kInfinity;
   if (num_random > 0) {
-    if (candidates.count - num_top <= num_random) return false;
-    mix_scores(rule, candidates, scratch.mixed);
-    scratch.keys.resize(count);
     cpu::random_keys(rule.key, candidates.token_ids, scratch.mixed.data(), candidates.count, scratch.keys.data());
-    if (num_top > 0) {
-      for (size_t i = 0; i < count; ++i) {
-        if (taken[i] != 0) scratch.keys[i] = -kInfinity;
-      }
-    }
-    tau = nth_largest(scratch.keys, num_random + 1, scratch.order);
+    if (num_top > 0) raise_top(candidates, cut, num_top, scratch.keys, scratch.mixed);
+    tau = nth_largest(scratch.keys, num + 1, scratch.order);
     if (!(tau > thresholds.key)) return false;
-    if (num_top == 0) {
-      scratch.order.resize(count + cpu::kCandidatePadding);
-      scratch.ids.resize(count + cpu::kCandidatePadding);
-      const int32_t above = cpu::take_above(candidates.token_ids, scratch.mixed.data(), scratch.keys.data(), candidates.count, tau,
-                                            scratch.ids.data(), scratch.order.data());
-      if (above == num_random) {  // no ties
-        std::copy_n(scratch.ids.begin(), above, token_ids);
-        std::copy_n(scratch.order.begin(), above, log_weight);
-        return true;
-      }
-      taken.assign(count, 0);
-    } else {
-      scratch.top = taken;
-    }
-    take(scratch.keys, tau, num_random, taken);
+  } else {
+    std::fill(scratch.keys.begin(), scratch.keys.end(), -kInfinity);
+    raise_top(candidates, cut, num_top, scratch.keys, scratch.mixed);
   }
-
-  const float flat_weight = random_part_is_flat(rule) && num_random > 0
-                                ? std::log(static_cast<float>(rule.num_tokens - num_top) / static_cast<float>(num_random))
-                                : 0.0f;
-  int32_t written = 0;
-  for (size_t i = 0; i < count; ++i) {
-    if (taken[i] == 0) continue;
-    token_ids[written] = candidates.token_ids[i];
-    const bool top = num_random == 0 || (num_top > 0 && scratch.top[i] != 0);
-    if (top) {
-      log_weight[written] = 0.0f;
-    } else {
-      log_weight[written] = random_part_is_flat(rule) ? flat_weight : std::max(0.0f, tau - scratch.mixed[i]);
-    }
-    ++written;
+  take(candidates, tau, num, scratch, token_ids, log_weight);
+  if (random_part_is_flat(rule) && num_random > 0) {
+    // The number of draws is fixed, and so is the inclusion probability; tau only told the tokens apart.
+    const float flat = std::log(static_cast<float>(rule.num_tokens - num_top) / static_cast<float>(num_random));
+    for (int32_t i = 0; i < num; ++i) log_weight[i] = log_weight[i] > 0.0f ? flat : 0.0f;
   }
   return true;
 }

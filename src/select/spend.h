@@ -54,7 +54,6 @@ struct Candidates {
 
 struct SpendScratch {
   std::vector<float> mixed, keys, order;  // [count, padded] f32
-  std::vector<uint8_t> taken, top;        // [count] u8; flags
   std::vector<int32_t> ids;               // [count, padded] i32
 };
 
