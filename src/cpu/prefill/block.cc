@@ -67,12 +67,15 @@ HWY_NOINLINE void multiply(const float* a, int64_t a_stride, const float* b, int
 }
 
 // Every 128-bit block of `v` to its own row of to [lanes / 4, 4] f32, rows `stride` floats apart.
-HWY_INLINE void store_blocks(F32x4, hn::Vec<F32x4> v, float* HWY_RESTRICT to, int64_t) { hn::StoreU(v, F32x4(), to); }
 template <class D>
 HWY_INLINE void store_blocks(D d, hn::Vec<D> v, float* HWY_RESTRICT to, int64_t stride) {
-  const hn::Half<D> half;
-  store_blocks(half, hn::LowerHalf(half, v), to, stride);
-  store_blocks(half, hn::UpperHalf(half, v), to + static_cast<int64_t>(hn::Lanes(d) / 8) * stride, stride);
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    hn::StoreU(v, d, to);
+  } else {
+    const hn::Half<D> half;
+    store_blocks(half, hn::LowerHalf(half, v), to, stride);
+    store_blocks(half, hn::UpperHalf(half, v), to + static_cast<int64_t>(hn::Lanes(d) / 8) * stride, stride);
+  }
 }
 
 // Four keys, kLanes dimensions, to [kLanes, kKeyTile] f32: element (dimension, key) of the transposed tile.

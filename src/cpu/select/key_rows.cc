@@ -1,6 +1,7 @@
 #include "cpu/select/key_rows.h"
 
 #include <algorithm>
+#include <bit>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/select/key_rows.cc"
@@ -31,7 +32,7 @@ HWY_INLINE F32Vec load(F32 d, const uint8_t* from) {
 
 HWY_INLINE float to_f32(float value) { return value; }
 HWY_INLINE float to_f32(hwy::bfloat16_t value) { return hwy::F32FromBF16(value); }
-HWY_INLINE float to_f32(hwy::float16_t value) { return to_float(Float16{value.bits}); }
+HWY_INLINE float to_f32(hwy::float16_t value) { return to_float(std::bit_cast<Float16>(value)); }
 HWY_INLINE float to_f32(uint8_t value) { return static_cast<float>(value); }
 
 #if HWY_TARGET != HWY_SCALAR

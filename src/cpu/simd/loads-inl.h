@@ -72,11 +72,15 @@ struct Bf16Rows {
 };
 
 // Four horizontal sums at once: lane j of the result is the sum of vector j.
-HWY_INLINE hn::Vec<F32x4> sum4_blocks(F32x4, hn::Vec<F32x4> v) { return v; }
+// The tag of half a vector is another type in Highway 1.0.3 than in 1.0.7, hence the end by number of lanes.
 template <class D>
 HWY_INLINE hn::Vec<F32x4> sum4_blocks(D, hn::Vec<D> v) {
-  const hn::Half<D> half;
-  return sum4_blocks(half, hn::Add(hn::UpperHalf(half, v), hn::LowerHalf(half, v)));
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return v;
+  } else {
+    const hn::Half<D> half;
+    return sum4_blocks(half, hn::Add(hn::UpperHalf(half, v), hn::LowerHalf(half, v)));
+  }
 }
 HWY_INLINE hn::Vec<F32x4> sum4(VF a, VF b, VF c, VF e) {
   const F32 d;
