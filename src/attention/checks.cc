@@ -30,6 +30,13 @@ Status check_float_dtype(std::string_view what, DType dtype) {
   return Status::unsupported(std::string(what) + ": expected f32, f16 or bf16, got " + std::string(to_string(dtype)));
 }
 
+Status check_kv_dtype(std::string_view what, DType dtype) {
+  if (dtype == DType::f8_e4m3) return {};
+  if (check_float_dtype(what, dtype).ok()) return {};
+  return Status::unsupported(std::string(what) + ": expected f32, f16, bf16 or f8_e4m3, got " +
+                             std::string(to_string(dtype)));
+}
+
 Status check_page_size(int32_t page_size) {
   if (page_size >= 1 && page_size <= 256 && (page_size & (page_size - 1)) == 0) return {};
   return Status::unsupported("page_size: expected a power of two from 1 to 256, got " + number(page_size));
@@ -59,7 +66,7 @@ Status check_workspace(const void* workspace, std::size_t workspace_bytes, std::
 }
 
 Status check_kv(const PagedKvView& kv, int32_t batch, int32_t num_kv_heads, int32_t head_dim, DType dtype,
-                int32_t page_size) {
+                int32_t page_size, DeviceKind memory) {
   if (kv.num_kv_heads != num_kv_heads || kv.head_dim != head_dim || kv.page_size != page_size || kv.dtype != dtype) {
     const auto text = [](int64_t heads, int64_t dim, int64_t page, DType type) {
       return "num_kv_heads=" + number(heads) + " head_dim=" + number(dim) + " page_size=" + number(page) +
@@ -69,7 +76,8 @@ Status check_kv(const PagedKvView& kv, int32_t batch, int32_t num_kv_heads, int3
                                     text(num_kv_heads, head_dim, page_size, dtype) + ", got " +
                                     text(kv.num_kv_heads, kv.head_dim, kv.page_size, kv.dtype));
   }
-  return validate(kv, batch).with_context("kv");
+  const Status status = memory == DeviceKind::cpu ? validate(kv, batch) : validate_layout(kv);
+  return status.with_context("kv");
 }
 
 }  // namespace rarefy

@@ -11,7 +11,7 @@ std::string_view op_name(DecodeOp op) { return op == DecodeOp::dense ? "dense_de
 Status check_problem(DecodeOp op, const DecodeProblem& problem) {
   RAREFY_RETURN_IF_ERROR(check_heads(problem.num_q_heads, problem.num_kv_heads, problem.head_dim));
   RAREFY_RETURN_IF_ERROR(check_float_dtype("q_dtype", problem.q_dtype));
-  RAREFY_RETURN_IF_ERROR(check_float_dtype("kv_dtype", problem.kv_dtype));
+  RAREFY_RETURN_IF_ERROR(check_kv_dtype("kv_dtype", problem.kv_dtype));
   RAREFY_RETURN_IF_ERROR(check_float_dtype("out_dtype", problem.out_dtype));
   RAREFY_RETURN_IF_ERROR(check_page_size(problem.page_size));
   RAREFY_RETURN_IF_ERROR(check_soft_cap(problem.logit_soft_cap));
@@ -27,9 +27,9 @@ Status check_problem(DecodeOp op, const DecodeProblem& problem) {
   return {};
 }
 
-// Shapes and counts. Kernels that read the ids on the host check their bounds as they go (a pass of its own over cold ids would
+// Shapes and, in host memory, counts. Kernels that read the ids on the host check their bounds as they go (a pass of its own over cold ids would
 // cost 5 % of a step at 50x); that ids ascend is the selector's promise (validate() in index_set.h checks it).
-Status check_index(const DecodeProblem& problem, const DecodeArgs& args) {
+Status check_index(const DecodeProblem& problem, const DecodeArgs& args, DeviceKind memory) {
   const IndexSetView& set = args.index;
   const int32_t num_lists = problem.scope == ListScope::kv_head ? problem.num_kv_heads : problem.num_q_heads;
   if (set.num_lists != num_lists) {
@@ -43,7 +43,7 @@ Status check_index(const DecodeProblem& problem, const DecodeArgs& args) {
   }
   RAREFY_RETURN_IF_ERROR(check_pointer("index.counts", set.counts, alignof(int32_t)));
   if (set.max_selected > 0) RAREFY_RETURN_IF_ERROR(check_pointer("index.token_ids", set.token_ids, alignof(int32_t)));
-  for (int32_t row = 0; row < args.batch * num_lists; ++row) {
+  for (int32_t row = 0; memory == DeviceKind::cpu && row < args.batch * num_lists; ++row) {
     const int32_t count = set.counts[row];
     if (count < kAllTokens || count > set.max_selected) {
       return Status::invalid_argument("index.counts[" + std::to_string(row / num_lists) + "][" +
@@ -60,8 +60,8 @@ Expected<DecodePlan> DecodePlan::make(DecodeOp op, Device device, const DecodePr
   if (Status status = check_problem(op, problem); !status.ok()) return status.with_context(op_name(op));
   RAREFY_ASSIGN_OR_RETURN(const DecodeImplementation* implementation,
                           choose(op_name(op), device, problem, decode_implementations(op)));
-  RAREFY_ASSIGN_OR_RETURN(auto kernel, implementation->make(problem));
-  return DecodePlan(op, problem, implementation->name, std::move(kernel));
+  RAREFY_ASSIGN_OR_RETURN(auto kernel, implementation->make(problem, device));
+  return DecodePlan(op, device, problem, implementation->name, std::move(kernel));
 }
 
 Status DecodePlan::run(const DecodeArgs& args, Stream stream) const {
@@ -72,10 +72,10 @@ Status DecodePlan::run(const DecodeArgs& args, Stream stream) const {
     }
     RAREFY_RETURN_IF_ERROR(check_pointer("q", args.q, size_of(problem_.q_dtype)));
     RAREFY_RETURN_IF_ERROR(check_pointer("out", args.out, size_of(problem_.out_dtype)));
-    RAREFY_RETURN_IF_ERROR(
-        check_kv(args.kv, args.batch, problem_.num_kv_heads, problem_.head_dim, problem_.kv_dtype, problem_.page_size));
+    RAREFY_RETURN_IF_ERROR(check_kv(args.kv, args.batch, problem_.num_kv_heads, problem_.head_dim, problem_.kv_dtype,
+                                    problem_.page_size, device_.kind));
     if (problem_.sink_logit) RAREFY_RETURN_IF_ERROR(check_pointer("sink_logits", args.sink_logits, alignof(float)));
-    if (op_ == DecodeOp::sparse) RAREFY_RETURN_IF_ERROR(check_index(problem_, args));
+    if (op_ == DecodeOp::sparse) RAREFY_RETURN_IF_ERROR(check_index(problem_, args, device_.kind));
     if (op_ == DecodeOp::dense && (args.rel_std != nullptr || args.out_rel_std != nullptr)) {
       return Status::invalid_argument(
           "rel_std: dense attention has no sampling error; pass null for rel_std and out_rel_std");
@@ -85,5 +85,14 @@ Status DecodePlan::run(const DecodeArgs& args, Stream stream) const {
   if (Status status = check(); !status.ok()) return status.with_context(op_name(op_));
   return kernel_->run(args, stream);
 }
+
+Status DecodePlan::prepare_workspace(void* workspace, std::size_t workspace_bytes, Stream stream) const {
+  if (Status status = check_workspace(workspace, workspace_bytes, kernel_->workspace_bytes()); !status.ok()) {
+    return status.with_context(op_name(op_));
+  }
+  return kernel_->prepare_workspace(workspace, stream);
+}
+
+Status DecodePlan::check(const void* workspace, Stream stream) const { return kernel_->check(workspace, stream); }
 
 }  // namespace rarefy

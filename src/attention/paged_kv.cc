@@ -6,8 +6,12 @@
 
 namespace rarefy {
 
-Status validate(const PagedKvView& kv, int32_t batch) {
-  RAREFY_RETURN_IF_ERROR(check_float_dtype("dtype", kv.dtype));
+Status validate_layout(const PagedKvView& kv) {
+  RAREFY_RETURN_IF_ERROR(check_kv_dtype("dtype", kv.dtype));
+  if (kv.dtype != DType::f8_e4m3 && (kv.key_scales != nullptr || kv.value_scales != nullptr)) {
+    return Status::invalid_argument("key_scales, value_scales: expected null with dtype " +
+                                    std::string(to_string(kv.dtype)) + "; only an f8_e4m3 cache has scales");
+  }
   RAREFY_RETURN_IF_ERROR(check_page_size(kv.page_size));
   if (kv.num_kv_heads < 1 || kv.head_dim < 1 || kv.num_pages < 0 || kv.max_pages_per_sequence < 0) {
     return Status::invalid_argument(
@@ -18,7 +22,11 @@ Status validate(const PagedKvView& kv, int32_t batch) {
                                     " token_stride=" + std::to_string(kv.token_stride) +
                                     " head_stride=" + std::to_string(kv.head_stride));
   }
-  RAREFY_RETURN_IF_ERROR(check_pointer("kv_lens", kv.kv_lens, alignof(int32_t)));
+  return check_pointer("kv_lens", kv.kv_lens, alignof(int32_t));
+}
+
+Status validate(const PagedKvView& kv, int32_t batch) {
+  RAREFY_RETURN_IF_ERROR(validate_layout(kv));
   const int64_t capacity = int64_t{kv.max_pages_per_sequence} * kv.page_size;
   bool empty = true;
   for (int32_t sequence = 0; sequence < batch; ++sequence) {

@@ -23,7 +23,7 @@ Expected<PrefillPlan> PrefillPlan::make(Device device, const PrefillProblem& pro
   if (Status status = check_problem(problem); !status.ok()) return status.with_context("prefill");
   RAREFY_ASSIGN_OR_RETURN(const PrefillImplementation* implementation,
                           choose("prefill", device, problem, prefill_implementations()));
-  RAREFY_ASSIGN_OR_RETURN(auto kernel, implementation->make(problem));
+  RAREFY_ASSIGN_OR_RETURN(auto kernel, implementation->make(problem, device));
   return PrefillPlan(problem, implementation->name, std::move(kernel));
 }
 
@@ -35,8 +35,8 @@ Status PrefillPlan::run(const PrefillArgs& args, Stream stream) const {
     }
     RAREFY_RETURN_IF_ERROR(check_pointer("q", args.q, size_of(problem_.q_dtype)));
     RAREFY_RETURN_IF_ERROR(check_pointer("out", args.out, size_of(problem_.out_dtype)));
-    RAREFY_RETURN_IF_ERROR(
-        check_kv(args.kv, 1, problem_.num_kv_heads, problem_.head_dim, problem_.kv_dtype, problem_.page_size));
+    RAREFY_RETURN_IF_ERROR(check_kv(args.kv, 1, problem_.num_kv_heads, problem_.head_dim, problem_.kv_dtype,
+                                    problem_.page_size, DeviceKind::cpu));
     if (args.kv.kv_lens[0] < args.num_new) {
       return Status::invalid_argument("kv_lens[0]: expected at least num_new=" + std::to_string(args.num_new) +
                                       ": the cache already holds the new tokens, got " +

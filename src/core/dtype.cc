@@ -68,11 +68,35 @@ Float16 to_float16(float value) {
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
 }
 
+float to_float(Float8E4M3 value) {
+  const bool negative = (value.bits & 0x80u) != 0;
+  const uint32_t magnitude = value.bits & 0x7fu;
+  if (magnitude == 0x7f) return std::bit_cast<float>(negative ? 0xffc00000u : 0x7fc00000u);
+  // The same bits as the top of an f32 with exponent bias 7 + 120; the product is exact, subnormals included.
+  const float result = std::bit_cast<float>(magnitude << 20) * 0x1p120f;
+  return negative ? -result : result;
+}
+
+Float8E4M3 to_float8_e4m3(float value) {
+  const auto sign = static_cast<uint8_t>(std::signbit(value) ? 0x80 : 0);
+  if (std::isnan(value)) return {static_cast<uint8_t>(sign | 0x7f)};
+  const float magnitude = std::abs(value);
+  if (magnitude >= 448.0f) return {static_cast<uint8_t>(sign | 0x7e)};
+  if (magnitude < 0x1p-6f) {  // subnormal: a multiple of 2^-9; nearbyint rounds ties to even
+    return {static_cast<uint8_t>(sign | static_cast<uint8_t>(std::nearbyint(magnitude * 512.0f)))};
+  }
+  const uint32_t bits = std::bit_cast<uint32_t>(magnitude);
+  const uint32_t rounded = bits + 0x7ffffu + ((bits >> 20) & 1u);
+  const uint32_t code = (rounded - (120u << 23)) >> 20;
+  return {static_cast<uint8_t>(sign | (code > 0x7eu ? 0x7eu : code))};
+}
+
 float load_as_float(const void* data, DType dtype, int64_t index) {
   switch (dtype) {
     case DType::f32: return static_cast<const float*>(data)[index];
     case DType::f16: return to_float(static_cast<const Float16*>(data)[index]);
     case DType::bf16: return to_float(static_cast<const BFloat16*>(data)[index]);
+    case DType::f8_e4m3: return to_float(static_cast<const Float8E4M3*>(data)[index]);
     default: return 0.0f;
   }
 }
@@ -82,6 +106,7 @@ void store_from_float(void* data, DType dtype, int64_t index, float value) {
     case DType::f32: static_cast<float*>(data)[index] = value; break;
     case DType::f16: static_cast<Float16*>(data)[index] = to_float16(value); break;
     case DType::bf16: static_cast<BFloat16*>(data)[index] = to_bfloat16(value); break;
+    case DType::f8_e4m3: static_cast<Float8E4M3*>(data)[index] = to_float8_e4m3(value); break;
     default: break;
   }
 }

@@ -26,6 +26,8 @@ void compute_row(const Row& row, int64_t index, AttentionResult& result) {
   const PagedKvView& kv = *row.kv;
   const auto head_dim = static_cast<size_t>(kv.head_dim);
   const size_t num_tokens = row.tokens.size();
+  const double key_scale = kv.key_scales != nullptr ? kv.key_scales[row.kv_head] : 1.0;
+  const double value_scale = kv.value_scales != nullptr ? kv.value_scales[row.kv_head] : 1.0;
   std::vector<double> logits(num_tokens);
   double maximum = row.sink, logit_scale = 0.0;
   for (size_t i = 0; i < num_tokens; ++i) {
@@ -33,7 +35,7 @@ void compute_row(const Row& row, int64_t index, AttentionResult& result) {
     double dot = 0.0, magnitude = 0.0;
     for (size_t d = 0; d < head_dim; ++d) {
       const double product =
-          static_cast<double>(load_as_float(row.q, row.q_dtype, row.q_offset + static_cast<int64_t>(d))) *
+          static_cast<double>(load_as_float(row.q, row.q_dtype, row.q_offset + static_cast<int64_t>(d))) * key_scale *
           load_as_float(kv.keys, kv.dtype, offset + static_cast<int64_t>(d));
       dot += product;
       magnitude += std::abs(product);
@@ -58,7 +60,7 @@ void compute_row(const Row& row, int64_t index, AttentionResult& result) {
     const double c = std::exp(logits[i] - maximum);
     denominator += c;
     for (size_t d = 0; d < head_dim; ++d) {
-      const double v = load_as_float(kv.values, kv.dtype, offset + static_cast<int64_t>(d));
+      const double v = value_scale * load_as_float(kv.values, kv.dtype, offset + static_cast<int64_t>(d));
       out[d] += c * v;
       condition[d] += c * std::abs(v);
     }
@@ -79,7 +81,7 @@ void compute_row(const Row& row, int64_t index, AttentionResult& result) {
     const int64_t offset = kv.row_offset(row.sequence, row.tokens[i], row.kv_head);
     double distance2 = 0.0, norm2 = 0.0;
     for (size_t d = 0; d < head_dim; ++d) {
-      const double v = load_as_float(kv.values, kv.dtype, offset + static_cast<int64_t>(d));
+      const double v = value_scale * load_as_float(kv.values, kv.dtype, offset + static_cast<int64_t>(d));
       distance2 += (v - out[d]) * (v - out[d]);
       norm2 += v * v;
     }

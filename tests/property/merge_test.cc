@@ -11,6 +11,11 @@
 namespace rarefy::test {
 namespace {
 
+Status merge(int32_t head_dim, const MergeArgs& args) {
+  const Expected<MergePlan> plan = MergePlan::make(Device{}, {head_dim});
+  return plan ? plan->run(args) : plan.status();
+}
+
 constexpr int32_t kHeads = 4, kDim = 32, kTokens = 200;
 
 // Parts are sparse decodes over disjoint lists of the same cache; the whole is the dense decode.
@@ -42,7 +47,7 @@ TEST(Merge, PartsOfAPartitionGiveTheWhole) {
         lses.insert(lses.end(), outputs.lse.begin(), outputs.lse.end());
       }
       std::vector<float> out(kHeads * kDim), lse(kHeads);
-      ASSERT_TRUE(merge({num_parts, kHeads, kDim, outs.data(), lses.data(), out.data(), lse.data()}).ok());
+      ASSERT_TRUE(merge(kDim, {num_parts, kHeads, outs.data(), lses.data(), out.data(), lse.data()}).ok());
       for (size_t i = 0; i < lse.size(); ++i) EXPECT_NEAR(lse[i], whole.lse[i], 4e-6) << name;
       for (size_t i = 0; i < out.size(); ++i) EXPECT_NEAR(out[i], whole.out[i], 4e-6) << name;
     }
@@ -53,7 +58,7 @@ TEST(Merge, OnlyEmptyPartsGiveZeroAndMinusInfinity) {
   const std::vector<float> outs(2 * kDim, 0.0f), lses(2, -INFINITY);
   std::vector<float> out(kDim, NAN);
   float lse = NAN;
-  ASSERT_TRUE(merge({2, 1, kDim, outs.data(), lses.data(), out.data(), &lse}).ok());
+  ASSERT_TRUE(merge(kDim, {2, 1, outs.data(), lses.data(), out.data(), &lse}).ok());
   EXPECT_EQ(lse, -INFINITY);
   for (float value : out) EXPECT_EQ(value, 0.0f);
 }
@@ -62,7 +67,7 @@ TEST(Merge, AnEmptyPartChangesNothing) {
   std::vector<float> outs(2 * kDim, 0.0f), lses = {1.25f, -INFINITY}, out(kDim);
   for (size_t i = 0; i < kDim; ++i) outs[i] = static_cast<float>(i) - 3.5f;
   float lse = 0.0f;
-  ASSERT_TRUE(merge({2, 1, kDim, outs.data(), lses.data(), out.data(), &lse}).ok());
+  ASSERT_TRUE(merge(kDim, {2, 1, outs.data(), lses.data(), out.data(), &lse}).ok());
   EXPECT_EQ(lse, 1.25f);
   for (size_t i = 0; i < kDim; ++i) EXPECT_EQ(out[i], outs[i]);
 }
@@ -70,17 +75,17 @@ TEST(Merge, AnEmptyPartChangesNothing) {
 TEST(Merge, WorksInPlaceAndForFarApartParts) {
   std::vector<float> outs(2 * kDim), lses = {-500.0f, 700.0f};
   for (size_t i = 0; i < outs.size(); ++i) outs[i] = i < kDim ? 1.0f : 2.0f;
-  ASSERT_TRUE(merge({2, 1, kDim, outs.data(), lses.data(), outs.data(), lses.data()}).ok());
+  ASSERT_TRUE(merge(kDim, {2, 1, outs.data(), lses.data(), outs.data(), lses.data()}).ok());
   EXPECT_EQ(lses[0], 700.0f);
   for (size_t i = 0; i < kDim; ++i) EXPECT_EQ(outs[i], 2.0f);
 }
 
 TEST(Merge, RefusesBadArguments) {
   float value = 0.0f;
-  EXPECT_FALSE(merge({0, 1, 16, &value, &value, &value, nullptr}).ok());
-  EXPECT_FALSE(merge({1, 1, 512, &value, &value, &value, nullptr}).ok());
-  EXPECT_FALSE(merge({1, 1, 16, nullptr, &value, &value, nullptr}).ok());
-  EXPECT_FALSE(merge({1, 1, 16, &value, &value, nullptr, nullptr}).ok());
+  EXPECT_FALSE(merge(16, {0, 1, &value, &value, &value, nullptr}).ok());
+  EXPECT_FALSE(merge(512, {1, 1, &value, &value, &value, nullptr}).ok());
+  EXPECT_FALSE(merge(16, {1, 1, nullptr, &value, &value, nullptr}).ok());
+  EXPECT_FALSE(merge(16, {1, 1, &value, &value, nullptr, nullptr}).ok());
 }
 
 }  // namespace

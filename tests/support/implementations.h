@@ -12,7 +12,7 @@ namespace rarefy::test {
 inline std::vector<std::string> decode_names(DecodeOp op, const DecodeProblem& problem) {
   std::vector<std::string> names;
   for (const auto& entry : decode_implementations(op)) {
-    if (entry.supports(problem).ok()) names.emplace_back(entry.name);
+    if (entry.device == DeviceKind::cpu && entry.supports(problem, Device{}).ok()) names.emplace_back(entry.name);
   }
   return names;
 }
@@ -20,7 +20,7 @@ inline std::vector<std::string> decode_names(DecodeOp op, const DecodeProblem& p
 inline std::vector<std::string> prefill_names(const PrefillProblem& problem) {
   std::vector<std::string> names;
   for (const auto& entry : prefill_implementations()) {
-    if (entry.supports(problem).ok()) names.emplace_back(entry.name);
+    if (entry.device == DeviceKind::cpu && entry.supports(problem, Device{}).ok()) names.emplace_back(entry.name);
   }
   return names;
 }

@@ -82,5 +82,27 @@ TEST(DType, LoadAndStoreByType) {
   }
 }
 
+// Every code converts to its definition and back; between two neighbours the nearer wins, ties go to the even code.
+TEST(Float8E4M3, RoundsToNearestEvenAndSaturates) {
+  for (uint32_t code = 0; code < 0x7f; ++code) {
+    const double exponent = code >> 3, mantissa = code & 7;
+    const double expected = code < 8 ? mantissa * 0x1p-9 : (1.0 + mantissa / 8.0) * std::exp2(exponent - 7.0);
+    const float value = to_float(Float8E4M3{static_cast<uint8_t>(code)});
+    EXPECT_EQ(value, expected) << code;
+    EXPECT_EQ(to_float(Float8E4M3{static_cast<uint8_t>(code | 0x80)}), -expected) << code;
+    EXPECT_EQ(to_float8_e4m3(value).bits, code);
+    EXPECT_EQ(to_float8_e4m3(-value).bits, code | 0x80);
+    if (code == 0x7e) continue;
+    const float next = to_float(Float8E4M3{static_cast<uint8_t>(code + 1)}), middle = 0.5f * (value + next);
+    EXPECT_EQ(to_float8_e4m3(middle).bits, code + (code & 1)) << code;
+    EXPECT_EQ(to_float8_e4m3(std::nextafter(middle, 0.0f)).bits, code);
+    EXPECT_EQ(to_float8_e4m3(std::nextafter(middle, 1e9f)).bits, code + 1);
+  }
+  EXPECT_EQ(to_float8_e4m3(1e6f).bits, 0x7e);
+  EXPECT_EQ(to_float8_e4m3(-INFINITY).bits, 0xfe);
+  EXPECT_TRUE(std::isnan(to_float(Float8E4M3{0x7f})));
+  EXPECT_EQ(to_float8_e4m3(NAN).bits & 0x7f, 0x7f);
+}
+
 }  // namespace
 }  // namespace rarefy

@@ -36,7 +36,7 @@ TEST(Registry, TheReferenceIsLastAndTakesEverything) {
     const auto list = decode_implementations(op);
     ASSERT_GE(list.size(), 1u);
     EXPECT_EQ(list.back().name, "ref");
-    EXPECT_TRUE(list.back().supports(problem).ok());
+    EXPECT_TRUE(list.back().supports(problem, Device{}).ok());
   }
   EXPECT_EQ(prefill_implementations().back().name, "ref");
 }
@@ -52,7 +52,7 @@ TEST(Registry, AForcedNameThatRefusesOrDoesNotExistIsAnError) {
   EXPECT_NE(unknown.status().message().find("ref"), std::string::npos);
 
   const Implementation<int, int> refusing[] = {
-      {"slow", DeviceKind::cpu, [](const int&) { return Status::unsupported("too odd"); }, nullptr}};
+      {"slow", DeviceKind::cpu, [](const int&, Device) { return Status::unsupported("too odd"); }, nullptr}};
   const auto chosen = choose<int, int>("op", Device{}, 1, refusing);
   ASSERT_FALSE(chosen);
   EXPECT_NE(chosen.status().message().find("slow refuses: too odd"), std::string::npos);
@@ -66,8 +66,8 @@ TEST(Registry, VerboseLogsTheChoiceAndEveryRefusal) {
   set_log_sink([&](LogLevel, std::string_view line) { lines.emplace_back(line); });
   setenv("RAREFY_VERBOSE", "1", 1);
   const Implementation<int, int> list[] = {
-      {"fast", DeviceKind::cpu, [](const int&) { return Status::unsupported("not today"); }, nullptr},
-      {"plain", DeviceKind::cpu, [](const int&) { return Status(); }, nullptr}};
+      {"fast", DeviceKind::cpu, [](const int&, Device) { return Status::unsupported("not today"); }, nullptr},
+      {"plain", DeviceKind::cpu, [](const int&, Device) { return Status(); }, nullptr}};
   const auto chosen = choose<int, int>("op", Device{}, 1, list);
   unsetenv("RAREFY_VERBOSE");
   set_log_sink({});
@@ -89,7 +89,7 @@ TEST(DecodePlan, RefusesBadProblems) {
       {"head_dim", [](DecodeProblem& p) { p.head_dim = 24; }},
       {"head_dim", [](DecodeProblem& p) { p.head_dim = 272; }},
       {"q_dtype", [](DecodeProblem& p) { p.q_dtype = DType::i8; }},
-      {"kv_dtype", [](DecodeProblem& p) { p.kv_dtype = DType::f8_e4m3; }},
+      {"kv_dtype", [](DecodeProblem& p) { p.kv_dtype = DType::u8; }},
       {"out_dtype", [](DecodeProblem& p) { p.out_dtype = DType::i32; }},
       {"page_size", [](DecodeProblem& p) { p.page_size = 0; }},
       {"num_queries", [](DecodeProblem& p) { p.num_queries = 9; }},

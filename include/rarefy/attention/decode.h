@@ -11,8 +11,13 @@
 // (design: "estimated" is not a bound, docs/guide/certificates.md). Deterministic tokens contribute nothing to them.
 // An empty list gives out = 0, lse = -inf and both errors 0. (out, lse) pairs merge (merge.h).
 //
-// plan() once per shape, run() per layer and step: run() never allocates. Plans are immutable and may be shared between
-// threads; a workspace belongs to one call at a time.
+// plan() once per shape, run() per layer and step: run() never allocates and, on CUDA, never synchronises and can be captured
+// into a graph (but for debug builds, below). Plans are immutable and may be shared between threads. A workspace is prepared once
+// after it was allocated and then belongs to one call at a time.
+//
+// On CUDA all pointers are device memory of the plan's device, 16-byte aligned where they hold rows; counts, lengths and ids are
+// read there, so run() cannot refuse them: a token id outside the sequence is left out, a count above max_selected is cut, and
+// check() reports the first of them. Debug builds check after every run() that is not being captured, which synchronises.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +35,7 @@ struct DecodeProblem {
   int32_t num_kv_heads = 0;
   int32_t head_dim = 0;
   DType q_dtype = DType::f32;    // f32, f16, bf16
-  DType kv_dtype = DType::bf16;  // f32, f16, bf16
+  DType kv_dtype = DType::bf16;  // f32, f16, bf16, f8_e4m3
   DType out_dtype = DType::f32;  // f32, f16, bf16
   int32_t page_size = 16;        // a power of two, 1..256
   int32_t num_queries =
@@ -62,6 +67,14 @@ class DecodeKernel {
  public:
   virtual ~DecodeKernel() = default;
   virtual std::size_t workspace_bytes() const = 0;
+  virtual Status prepare_workspace(void* workspace, Stream stream) const {  // workspace [workspace_bytes] bytes
+    static_cast<void>(workspace), static_cast<void>(stream);
+    return {};
+  }
+  virtual Status check(const void* workspace, Stream stream) const {  // workspace [workspace_bytes] bytes
+    static_cast<void>(workspace), static_cast<void>(stream);
+    return {};
+  }
   // Pre: args were validated against the problem, but for the token ids: a host kernel refuses ids outside the sequence
   // without reading their rows.
   virtual Status run(const DecodeArgs& args, Stream stream) const = 0;
@@ -76,15 +89,22 @@ class DecodePlan {
   std::string_view implementation() const { return implementation_; }  // "cpu_avx3", "ref", ...
   std::size_t workspace_bytes() const { return kernel_->workspace_bytes(); }
   const DecodeProblem& problem() const { return problem_; }
+  // Once per workspace, before its first run(); a later run() leaves it ready for the next. Nothing to do on the CPU.
+  Status prepare_workspace(void* workspace,  // [workspace_bytes] bytes; 64-byte aligned
+                           std::size_t workspace_bytes, Stream stream = {}) const;
+  // Waits for the stream and reports the first bad count or token id that run() met on a device since the last check().
+  Status check(const void* workspace,  // [workspace_bytes] bytes
+               Stream stream = {}) const;
   // Refuses what does not fit the problem (batch, pointers, strides, capacities, counts) before it touches any data; on the CPU
   // also token ids outside the sequence, after which the outputs hold nothing of use.
   Status run(const DecodeArgs& args, Stream stream = {}) const;
 
  private:
-  DecodePlan(DecodeOp op, const DecodeProblem& problem, std::string_view implementation,
+  DecodePlan(DecodeOp op, Device device, const DecodeProblem& problem, std::string_view implementation,
              std::shared_ptr<const DecodeKernel> kernel)
-      : op_(op), problem_(problem), implementation_(implementation), kernel_(std::move(kernel)) {}
+      : op_(op), device_(device), problem_(problem), implementation_(implementation), kernel_(std::move(kernel)) {}
   DecodeOp op_;
+  Device device_;
   DecodeProblem problem_;
   std::string_view implementation_;
   std::shared_ptr<const DecodeKernel> kernel_;

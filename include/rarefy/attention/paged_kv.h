@@ -1,6 +1,7 @@
 // PagedKvView: one layer of a paged KV cache, Rarefy's own or another engine's. A row is one token of one KV head and is
 // contiguous (head_dim elements); where rows lie is up to the strides, so that NHD ([page, token, head]), HND ([page, head,
-// token]) and head-major pools all work in place. Non-owning; keys and values share one layout.
+// token]) and head-major pools all work in place. Non-owning; keys and values share one layout. All pointers are memory of the
+// device that the plan was made for.
 #pragma once
 
 #include <cstddef>
@@ -27,6 +28,10 @@ struct PagedKvView {
   int32_t max_pages_per_sequence = 0;
   const int32_t* kv_lens = nullptr;  // [batch] i32; cached tokens of each sequence, the current ones included
 
+  // What a stored number stands for, per KV head: key = key_scales[head] * stored. With dtype f8_e4m3 only.
+  const float* key_scales = nullptr;    // [num_kv_heads] f32; nullable = all 1
+  const float* value_scales = nullptr;  // [num_kv_heads] f32; nullable = all 1
+
   // Element offset of a row from `keys` or `values`. Pre: 0 <= token < kv_lens[sequence].
   int64_t row_offset(int32_t sequence, int32_t token, int32_t kv_head) const {
     const int32_t page = page_table[static_cast<int64_t>(sequence) * max_pages_per_sequence + token / page_size];
@@ -34,8 +39,9 @@ struct PagedKvView {
   }
 };
 
-// Checks what can be known on the host: pointers, strides, power-of-two pages, lengths within the page table, pages within
-// the pool.
+// Checks what the view itself says: pointers, strides, power-of-two pages. Reads no memory behind its pointers.
+Status validate_layout(const PagedKvView& kv);
+// The same and what lies behind them, for host memory: lengths within the page table, pages within the pool.
 Status validate(const PagedKvView& kv, int32_t batch);
 
 }  // namespace rarefy

@@ -24,8 +24,8 @@ template <typename Problem, typename Kernel>
 struct Implementation {
   std::string_view name;  // stable: "cuda_sm90_mma", "cpu_avx3", "ref"
   DeviceKind device;
-  Status (*supports)(const Problem&);         // ok, or the reason for refusing
-  Expected<Kernel> (*make)(const Problem&);   // Pre: supports(problem).ok()
+  Status (*supports)(const Problem&, Device);        // ok, or the reason for refusing
+  Expected<Kernel> (*make)(const Problem&, Device);  // Pre: supports(problem, device).ok()
 };
 
 template <typename Problem, typename Kernel>
@@ -36,7 +36,7 @@ Expected<const Implementation<Problem, Kernel>*> choose(std::string_view op, Dev
   for (const auto& candidate : list) {
     if (candidate.device != device.kind) continue;
     if (!forced.empty() && candidate.name != forced) continue;
-    const Status supported = candidate.supports(problem);
+    const Status supported = candidate.supports(problem, device);
     if (supported.ok()) {
       if (verbose()) log_message(LogLevel::info, std::string(op) + ": using " + std::string(candidate.name) + refusals);
       return &candidate;

@@ -321,7 +321,8 @@ class CpuDecode final : public DecodeKernel {
 };
 
 template <DecodeOp kOp, size_t kTarget>
-Status supports(const DecodeProblem& problem) {
+Status supports(const DecodeProblem& problem, Device) {
+  if (problem.kv_dtype == DType::f8_e4m3) return Status::unsupported("expected an f32, f16 or bf16 cache, got f8_e4m3");
   const TileFunctions& functions = tile_functions()[kTarget];
   if (functions.bf16_products && (problem.kv_dtype != DType::bf16 || problem.head_dim % 32 != 0)) {
     return Status::unsupported("expected a bf16 cache and head_dim a multiple of 32");
@@ -335,7 +336,7 @@ Status supports(const DecodeProblem& problem) {
 }
 
 template <DecodeOp kOp, size_t kTarget>
-Expected<std::shared_ptr<const DecodeKernel>> make(const DecodeProblem& problem) {
+Expected<std::shared_ptr<const DecodeKernel>> make(const DecodeProblem& problem, Device) {
   return std::shared_ptr<const DecodeKernel>(std::make_shared<CpuDecode>(kOp, problem, tile_functions()[kTarget]));
 }
 

@@ -58,14 +58,14 @@ class CpuPrefill final : public PrefillKernel {
 };
 
 template <size_t kTarget>
-Status supports(const PrefillProblem&) {
+Status supports(const PrefillProblem&, Device) {
   const PrefillFunctions& functions = prefill_functions()[kTarget];
   if ((hwy::SupportedTargets() & functions.target) != 0) return {};
   return Status::unsupported("this machine lacks the instructions of " + std::string(functions.name));
 }
 
 template <size_t kTarget>
-Expected<std::shared_ptr<const PrefillKernel>> make(const PrefillProblem& problem) {
+Expected<std::shared_ptr<const PrefillKernel>> make(const PrefillProblem& problem, Device) {
   return std::shared_ptr<const PrefillKernel>(std::make_shared<CpuPrefill>(problem, prefill_functions()[kTarget]));
 }
 
