@@ -8,9 +8,11 @@ function(rarefy_add_module name)
 endfunction()
 
 add_library(rarefy_warnings INTERFACE)
-target_compile_options(rarefy_warnings INTERFACE -Wall -Wextra $<$<BOOL:${RAREFY_WERROR}>:-Werror>)
+target_compile_options(rarefy_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;$<$<BOOL:${RAREFY_WERROR}>:-Werror>>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall;$<$<BOOL:${RAREFY_WERROR}>:-Werror=all-warnings>>)
 # No contraction of a*b+c behind our back: the same source gives the same bits on every compiler.
-target_compile_options(rarefy_warnings INTERFACE -ffp-contract=off)
+target_compile_options(rarefy_warnings INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:-ffp-contract=off>)
 
 # Sanitizers go into everything that is compiled here, tests included; a finding ends the program.
 set(RAREFY_SANITIZE "" CACHE STRING "Sanitizers for -fsanitize=, e.g. address,undefined")

@@ -45,6 +45,7 @@ struct DecodeProblem {
   bool sink_logit = false;               // a learned per-head logit that enters the denominator only
   int32_t max_batch = 1;
   int32_t max_selected = 0;  // sparse only; capacity of one list
+  int32_t max_kv_len = 0;    // longest sequence, for the size of a CUDA workspace; 0 = any
 };
 
 struct DecodeArgs {

@@ -1,0 +1,39 @@
+// The body of every launch_decode_*: picks the instantiation and starts it with programmatic dependent launch, so that the
+// start-up of this kernel overlaps the end of the one before (from sm_90 on; elsewhere the attribute is left out).
+#pragma once
+
+#include "cuda/decode/kernel.cuh"
+#include "cuda/decode/launch.h"
+
+namespace rarefy::cuda {
+
+template <typename T>
+cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(launch.grid_splits),
+                        static_cast<unsigned>(launch.params.num_lists * launch.params.num_column_blocks),
+                        static_cast<unsigned>(launch.batch));
+  config.blockDim = dim3(T::kThreads);
+  config.stream = stream;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = launch.overlap ? 1 : 0;
+  return cudaLaunchKernelEx(&config, decode_kernel<T>, launch.params);
+}
+
+template <int kKvBytes, bool kBf16>
+cudaError_t launch_decode(const DecodeLaunch& launch, cudaStream_t stream) {
+  switch (launch.head_dim) {
+    case 64:
+      return launch.slots == 8 ? launch_kernel<DecodeTraits<64, kKvBytes, kBf16, 1>>(launch, stream)
+                               : launch_kernel<DecodeTraits<64, kKvBytes, kBf16, 2>>(launch, stream);
+    case 128:
+      return launch.slots == 8 ? launch_kernel<DecodeTraits<128, kKvBytes, kBf16, 1>>(launch, stream)
+                               : launch_kernel<DecodeTraits<128, kKvBytes, kBf16, 2>>(launch, stream);
+    default: return launch_kernel<DecodeTraits<256, kKvBytes, kBf16, 1>>(launch, stream);
+  }
+}
+
+}  // namespace rarefy::cuda

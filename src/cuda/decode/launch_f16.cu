@@ -1,0 +1,9 @@
+#include "cuda/decode/launch.cuh"
+
+namespace rarefy::cuda {
+
+cudaError_t launch_decode_f16(const DecodeLaunch& launch, cudaStream_t stream) {
+  return launch_decode<2, false>(launch, stream);
+}
+
+}  // namespace rarefy::cuda

@@ -1,0 +1,90 @@
+// What the decode kernel is launched with, and how a list is cut into splits: one rule for host and device.
+//
+// A list of n tokens (or all kv_len tokens) is cut into splits of split_tokens(n) tokens each. The cut depends on n alone, never
+// on the batch or the device, so a request gives the same bits in any company. Blocks attend to one split each; partial results
+// merge in groups of kMergeGroup, in ascending order, by whichever block finishes a group last.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define RAREFY_HOST_DEVICE __host__ __device__
+#else
+#define RAREFY_HOST_DEVICE
+#endif
+
+namespace rarefy::cuda {
+
+inline constexpr int32_t kMergeGroup = 16;
+inline constexpr int32_t kMaxSplits = 64;
+inline constexpr int32_t kSmallSplit = 64;   // tokens: below 16 of these, more blocks beat longer ones
+inline constexpr int32_t kLargeSplit = 256;  // tokens: beyond, a block's start-up no longer matters
+
+RAREFY_HOST_DEVICE constexpr int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+// Tokens in every split of a list of n > 0 tokens but the last: a multiple of 16, the rows of one matrix instruction.
+RAREFY_HOST_DEVICE constexpr int32_t split_tokens(int32_t n) {
+  const int32_t wanted = n <= kMergeGroup * kSmallSplit   ? kSmallSplit
+                         : n <= kMergeGroup * kLargeSplit ? ceil_div(n, kMergeGroup)
+                         : n <= kMaxSplits * kLargeSplit  ? kLargeSplit
+                                                          : ceil_div(n, kMaxSplits);
+  return (wanted + 15) / 16 * 16;
+}
+RAREFY_HOST_DEVICE constexpr int32_t num_splits(int32_t n) { return n <= 0 ? 1 : ceil_div(n, split_tokens(n)); }
+// The most splits that any list of at most n tokens has (num_splits is not monotonic where lengths round up to 16).
+RAREFY_HOST_DEVICE constexpr int32_t max_splits(int32_t n) {
+  return n <= kMergeGroup * kLargeSplit          ? (n <= 0                                   ? 1
+                                                    : ceil_div(n, kSmallSplit) < kMergeGroup ? ceil_div(n, kSmallSplit)
+                                                                                             : kMergeGroup)
+         : ceil_div(n, kLargeSplit) < kMaxSplits ? ceil_div(n, kLargeSplit)
+                                                 : kMaxSplits;
+}
+
+// First bytes of a workspace: what check() reports. Zero when all is well.
+inline constexpr int32_t kErrorToken = 1;   // token id outside the sequence
+inline constexpr int32_t kErrorCount = 2;   // count neither -1 nor 0 to max_selected
+inline constexpr int32_t kErrorPage = 3;    // physical page outside the pool
+inline constexpr int32_t kErrorLength = 4;  // kv_len beyond the page table or the plan's max_kv_len
+struct ErrorRecord {
+  int32_t kind;                      // 0 = none
+  int32_t sequence, list, position;  // position in the list, or the logical page
+  int32_t value, limit;
+};
+
+struct DecodeParams {
+  const void* q;                     // [batch, num_queries, num_q_heads, head_dim] 16-bit elements
+  const char* keys;                  // [num_pages, page_size, num_kv_heads, head_dim] kv_dtype; rows by the strides below
+  const char* values;                // the same
+  uint32_t page_units, token_units;  // strides in units of 16 bytes; a row's offset fits 32 bits
+  int64_t head_bytes;
+  const int32_t* page_table;  // [batch, max_pages] i32
+  const int32_t* kv_lens;     // [batch] i32
+  int32_t num_pages, max_pages, page_shift;
+  int32_t max_kv_len;         // longest that page table and workspace have room for
+  const float* key_scales;    // [num_kv_heads] f32; nullable
+  const float* value_scales;  // [num_kv_heads] f32; nullable
+  const int32_t* token_ids;   // [batch, num_lists, max_selected] i32
+  const int32_t* counts;      // [batch, num_lists] i32; null = every list dense
+  const float* log_weight;    // [batch, num_lists, max_selected] f32; nullable
+  int32_t max_selected;
+  const float* sink_logits;  // [num_q_heads] f32; nullable
+  float scale, soft_cap;
+  int32_t num_q_heads, num_kv_heads, num_queries;
+  int32_t num_lists, heads_per_list, lists_per_kv_head;
+  int32_t columns_per_block, num_column_blocks;  // a column is a (query, query head) pair of a list
+  bool certificates;                             // rel_std or out_rel_std asked for
+  void* out;                                     // [batch, num_queries, num_q_heads, head_dim] out_dtype
+  int32_t out_dtype;                             // a DType
+  float* lse;                                    // [batch, num_queries, num_q_heads] f32; nullable
+  float* rel_std;                                // [batch, num_queries, num_q_heads] f32; nullable
+  float* out_rel_std;                            // [batch, num_queries, num_q_heads] f32; nullable
+  ErrorRecord* error;                            // not a tensor
+  int32_t* counters;  // [batch, num_lists, num_column_blocks, counters_per_list] i32; zero between runs
+  float* part_stats;  // [batch, num_lists, num_column_blocks, split_capacity, slots, 4] f32; maximum, sum, norms, unused
+  float* part_sums;   // [batch, num_lists, num_column_blocks, split_capacity, slots, head_dim] f32
+  int32_t split_capacity;  // splits that the workspace has room for, per list
+};
+
+inline constexpr int32_t kCountersPerList = kMaxSplits / kMergeGroup + 1;
+
+}  // namespace rarefy::cuda

@@ -1,0 +1,33 @@
+// Compile-time facts of one decode kernel: how rows lie in registers. README.md of this folder draws the layout.
+#pragma once
+
+#include <cstdint>
+
+namespace rarefy::cuda {
+
+// kKvBytes: bytes of a stored element (2, or 1 for e4m3). kBf16: matrix products in bf16, else f16; also the type of q.
+// kColumnTiles: matrix tiles of 8 columns (query heads and queries, and their error sums) that one block holds.
+template <int kHeadDim_, int kKvBytes_, bool kBf16_, int kColumnTiles_>
+struct DecodeTraits {
+  static constexpr int kHeadDim = kHeadDim_, kKvBytes = kKvBytes_, kColumnTiles = kColumnTiles_;
+  static constexpr bool kBf16 = kBf16_;
+  static constexpr int kWarps = 4, kThreads = 32 * kWarps;
+  static constexpr int kSlots = 8 * kColumnTiles;
+  static constexpr int kRowBytes = kHeadDim * kKvBytes;
+  // Keys: lane (g, c) loads 16 bytes of rows g and g + 8 out of every 64 bytes.
+  static constexpr int kKeyLoads = kRowBytes / 64, kKeyElements = 16 / kKvBytes;
+  // Values: lane (g, c) loads kValueBytes of rows 2c, 2c + 1, 2c + 8, 2c + 9 out of every 8 * kValueBytes bytes.
+  static constexpr int kValueBytes = kRowBytes >= 128 ? 16 : 8;
+  static constexpr int kValueLoads = kRowBytes / (8 * kValueBytes), kValueElements = kValueBytes / kKvBytes;
+  // Rows in flight: 16 tokens of keys and values per tile; short rows take two tiles to keep 8 KB in flight per warp.
+  static constexpr int kTiles = kRowBytes <= 128 ? 2 : 1;
+  static constexpr int kStepTokens = 16 * kTiles;
+  static constexpr int kDimTiles = kHeadDim / 16;
+  // Registers: 32 KB of rows in flight, sums, addresses. Three blocks on a multiprocessor where they fit.
+  static constexpr int kBlocksPerMultiprocessor = kColumnTiles == 1 && kHeadDim <= 128 ? 3 : 2;
+  static constexpr int kSegment = 512;  // tokens whose row offsets are looked up at once
+  // f16 weights are scaled so that those 2^-24 of the largest keep 11 bits.
+  static constexpr float kWeightScale = kBf16 ? 1.0f : 4096.0f;
+};
+
+}  // namespace rarefy::cuda

@@ -1,0 +1,124 @@
+// The few PTX instructions that have no CUDA C++ spelling, one function each. All need sm_80; the dependent-launch pair does
+// nothing before sm_90.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace rarefy::cuda {
+
+// Waits until the kernels before this one in the stream have finished and their writes are visible.
+__device__ __forceinline__ void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// From here on the next kernel of the stream may be put on the device, up to its own wait.
+__device__ __forceinline__ void allow_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// 16 bytes that no kernel writes while this one runs, read once: kept out of the L1 cache. Zeros where `valid` is false, and
+// then nothing is read.
+__device__ __forceinline__ uint4 load_streaming(const char* address, bool valid) {  // address [16] bytes; 16-byte aligned
+  uint4 value;
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+      "mov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\tmov.b32 %2, 0;\n\tmov.b32 %3, 0;\n\t"
+      "@p ld.global.nc.L1::no_allocate.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "=&r"(value.x), "=&r"(value.y), "=&r"(value.z), "=&r"(value.w)
+      : "l"(address), "r"(static_cast<uint32_t>(valid)));
+  return value;
+}
+
+__device__ __forceinline__ uint2 load_streaming8(const char* address, bool valid) {  // address [8] bytes; 8-byte aligned
+  uint2 value;
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\tmov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\t"
+      "@p ld.global.nc.L1::no_allocate.L2::128B.v2.b32 {%0, %1}, [%2];\n\t}"
+      : "=&r"(value.x), "=&r"(value.y)
+      : "l"(address), "r"(static_cast<uint32_t>(valid)));
+  return value;
+}
+
+// Transposes an 8x8 matrix of 16-bit elements held by a warp: lane (g, c) = (lane / 4, lane % 4) holds row g, columns 2c and
+// 2c + 1 before and after.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(fragment));
+  return result;
+}
+
+// d += a b with a [16, 16] (row-major), b [16, 8] (column-major) of 16-bit elements, d [16, 8] f32. Lane (g, c) holds
+// a: (g, 2c..), (g + 8, 2c..), (g, 2c + 8..), (g + 8, 2c + 8..); b: (2c.., g), (2c + 8.., g); d: (g, 2c..), (g + 8, 2c..).
+template <bool kBf16>
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                            uint32_t b1) {
+  if constexpr (kBf16) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+  } else {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+  }
+}
+
+__device__ __forceinline__ float exp2_approximate(float x) {  // 2 ulp; exp2(-inf) = 0
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two floats rounded to 16-bit elements, the first in the low half.
+template <bool kBf16>
+__device__ __forceinline__ uint32_t pack2(float low, float high) {
+  uint32_t packed;
+  if constexpr (kBf16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  }
+  return packed;
+}
+
+template <bool kBf16>
+__device__ __forceinline__ float2 unpack2(uint32_t packed) {
+  if constexpr (kBf16) return {__uint_as_float(packed << 16), __uint_as_float(packed & 0xffff0000u)};
+  return __half22float2(*reinterpret_cast<const __half2*>(&packed));
+}
+
+// Four e4m3 numbers of one word as two words of 16-bit elements, exact: the bits move to where the wider type keeps exponent
+// and mantissa, and one product by a power of two corrects the exponent's bias, subnormals included. NaN becomes NaN: its bits
+// give 480, which no number has, and are replaced.
+template <bool kBf16>
+__device__ __forceinline__ uint2 widen_e4m3(uint32_t word) {
+  const uint32_t pairs[2] = {__byte_perm(word, 0, 0x1404),
+                             __byte_perm(word, 0, 0x3424)};  // each byte in its half's upper byte
+  uint32_t result[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t magnitude = pairs[i] & 0x7f007f00u;
+    const uint32_t moved = (pairs[i] & 0x80008000u) | (magnitude >> (kBf16 ? 4 : 1));
+    if constexpr (kBf16) {
+      const __nv_bfloat162 factor =
+          __halves2bfloat162(__ushort_as_bfloat16(0x7b80), __ushort_as_bfloat16(0x7b80));  // 2^120
+      const __nv_bfloat162 product = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&moved), factor);
+      result[i] = *reinterpret_cast<const uint32_t*>(&product);
+    } else {
+      const __half2 factor = __halves2half2(__ushort_as_half(0x5c00), __ushort_as_half(0x5c00));  // 2^8
+      const __half2 product = __hmul2(*reinterpret_cast<const __half2*>(&moved), factor);
+      result[i] = *reinterpret_cast<const uint32_t*>(&product);
+    }
+    result[i] |= __vcmpeq2(magnitude, 0x7f007f00u);
+  }
+  return {result[0], result[1]};
+}
+
+}  // namespace rarefy::cuda
