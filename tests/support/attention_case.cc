@@ -34,7 +34,7 @@ std::string AttentionCase::to_string() const {
   text << " layout=" << name_of(layout) << " scope=" << (scope == ListScope::kv_head ? "kv_head" : "query_head")
        << " density=" << density << " log_weights=" << log_weights << " all_tokens=" << all_tokens
        << " dense_fallback=" << dense_fallback << " logit_soft_cap=" << logit_soft_cap << " sink_logit=" << sink_logit
-       << " logit_spread=" << logit_spread << " seed=" << seed;
+       << " kv_scales=" << kv_scales << " logit_spread=" << logit_spread << " seed=" << seed;
   return text.str();
 }
 
@@ -68,6 +68,16 @@ AttentionData::AttentionData(const AttentionCase& description, DecodeOp op) : ca
   sinks = GuardedBuffer<float>(static_cast<size_t>(case_.num_q_heads));
   for (size_t i = 0; i < sinks.size(); ++i) sinks[i] = static_cast<float>(random.normal());
   make_cache(random);
+  if (case_.kv_scales) {
+    key_scales = GuardedBuffer<float>(static_cast<size_t>(case_.num_kv_heads));
+    value_scales = GuardedBuffer<float>(static_cast<size_t>(case_.num_kv_heads));
+    for (size_t i = 0; i < key_scales.size(); ++i) {
+      key_scales[i] = static_cast<float>(0.5 + random.uniform());
+      value_scales[i] = static_cast<float>(0.5 + random.uniform());
+    }
+    kv_.key_scales = key_scales.data();
+    kv_.value_scales = value_scales.data();
+  }
   if (op_ == DecodeOp::sparse) make_lists(random);
 }
 
@@ -248,7 +258,9 @@ std::vector<float> AttentionData::out_values() const {
   return result;
 }
 
-double weight_rounding(const std::string& implementation) {
+double weight_rounding(const std::string& implementation, DType q_dtype) {
+  // f16 weights are scaled by 2^12, so that those which matter are normal numbers.
+  if (implementation.starts_with("cuda")) return q_dtype == DType::bf16 ? 0x1p-9 : 0x1p-12;
   return implementation.find("bf16") != std::string::npos ? 0x1p-9 : 0.0;
 }
 

@@ -30,6 +30,7 @@ struct AttentionCase {
   bool dense_fallback = false;  // sparse: every third list has count -1
   float logit_soft_cap = 0.0f;
   bool sink_logit = false;
+  bool kv_scales = false;     // f8_e4m3 only: a scale per KV head
   float logit_spread = 2.0f;  // standard deviation of the logits
   uint64_t seed = 1;
 
@@ -77,6 +78,7 @@ class AttentionData {
   GuardedBuffer<int32_t> token_ids, counts;        // [batch, num_lists, max_selected] and [batch, num_lists] i32
   GuardedBuffer<float> log_weight;                 // [batch, num_lists, max_selected] f32
   GuardedBuffer<float> sinks;                      // [num_q_heads] f32
+  GuardedBuffer<float> key_scales, value_scales;   // [num_kv_heads] f32
   float scale = 1.0f;
 
  private:
@@ -107,7 +109,7 @@ struct Got {
 ::testing::AssertionResult matches_oracle(const Got& got, const ref::AttentionResult& expected, int32_t head_dim,
                                           DType out_dtype, int32_t longest_list, double weight_rounding);
 
-// Rounding of the weights by an implementation.
-double weight_rounding(const std::string& implementation);
+// Rounding of the weights by an implementation: bf16 products on the CPU; products in the type of q on CUDA.
+double weight_rounding(const std::string& implementation, DType q_dtype = DType::f32);
 
 }  // namespace rarefy::test

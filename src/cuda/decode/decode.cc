@@ -39,8 +39,8 @@ using LaunchFunction = cudaError_t (*)(const DecodeLaunch&, cudaStream_t);
 
 class CudaDecode final : public DecodeKernel {
  public:
-  CudaDecode(DecodeOp op, const DecodeProblem& problem, Device device, bool overlap)
-      : op_(op), problem_(problem), device_(device), overlap_(overlap) {
+  CudaDecode(DecodeOp op, const DecodeProblem& problem, Device device, int32_t num_multiprocessors, bool overlap)
+      : op_(op), problem_(problem), device_(device), num_multiprocessors_(num_multiprocessors), overlap_(overlap) {
     const bool bf16 = problem.q_dtype == DType::bf16;
     launch_ = problem.kv_dtype == DType::f8_e4m3 ? (bf16 ? launch_decode_e4m3_bf16 : launch_decode_e4m3_f16)
                                                  : (bf16 ? launch_decode_bf16 : launch_decode_f16);
@@ -145,7 +145,6 @@ class CudaDecode final : public DecodeKernel {
     p.lists_per_kv_head = lists_per_kv_head_;
     p.columns_per_block = columns.per_block;
     p.num_column_blocks = columns.num_blocks;
-    p.certificates = certificates;
     p.out = args.out;
     p.out_dtype = static_cast<int32_t>(problem_.out_dtype);
     p.lse = args.lse;
@@ -159,6 +158,12 @@ class CudaDecode final : public DecodeKernel {
     p.split_capacity = split_capacity_;
     // Blocks for the longest list that is expected; those of a longer one (dense fallback) take several splits each.
     launch.grid_splits = max_splits(sparse ? std::max(1, args.index.max_selected) : std::max(1, p.max_kv_len));
+    launch.certificates = certificates;
+    // Up to three blocks run on a multiprocessor; each sequence has so many.
+    const int32_t blocks = launch.grid_splits * num_lists_ * columns.num_blocks;
+    p.full_split_tokens = split_tokens(std::max(1, p.max_selected));
+    p.prefetch_table_lines = ceil_div(ceil_div(p.max_pages, 32), blocks);
+    p.prefetch_sequences = std::max(1, 3 * num_multiprocessors_ / blocks);
     RAREFY_CUDA(launch_(launch, native(stream)));
 #ifndef NDEBUG
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
@@ -227,6 +232,7 @@ class CudaDecode final : public DecodeKernel {
   DecodeOp op_;
   DecodeProblem problem_;
   Device device_;
+  int32_t num_multiprocessors_;
   bool overlap_;
   LaunchFunction launch_ = nullptr;
   int32_t num_lists_ = 0, heads_per_list_ = 0, lists_per_kv_head_ = 0, max_kv_len_ = 0, split_capacity_ = 0;
@@ -263,8 +269,9 @@ template <DecodeOp kOp, size_t kIndex>
 Expected<std::shared_ptr<const DecodeKernel>> make(const DecodeProblem& problem, Device device) {
   constexpr const Architecture& architecture = kArchitectures[kIndex];
   warn_if_never_run(architecture);
+  RAREFY_ASSIGN_OR_RETURN(const DeviceFacts facts, device_facts(device.index));
   return std::shared_ptr<const DecodeKernel>(
-      std::make_shared<CudaDecode>(kOp, problem, device, architecture.capability >= 90));
+      std::make_shared<CudaDecode>(kOp, problem, device, facts.num_multiprocessors, architecture.capability >= 90));
 }
 
 template <DecodeOp kOp, size_t... kIndices>

@@ -19,7 +19,7 @@ template <typename T>
 struct Running;
 
 template <typename T>
-struct Combine {
+struct alignas(16) Combine {
   static constexpr int kStride = T::kHeadDim + 4;  // the pad spreads slots over the banks
   float sums[T::kWarps][T::kSlots][kStride];
   float maximum[T::kWarps][T::kSlots], total[T::kWarps][T::kSlots], norms[T::kWarps][T::kSlots];
@@ -53,17 +53,19 @@ __device__ inline float warp_max(float value) {
 __device__ inline float rescale(float from, float to) { return from == -INFINITY ? 0.0f : exp2_approximate(from - to); }
 
 template <typename T>
-__device__ void write_column(const DecodeParams& p, const Work<T>& work, int column, ColumnPart<T> part) {
+__device__ void write_column(const DecodeParams& p, const Place& place, int kv_head, int column,
+                             const ColumnPart<T>& part) {
   constexpr float kLn2 = 0.6931471805599453f, kLog2E = 1.4426950408889634f;
   constexpr int kEach = ColumnPart<T>::kEach;
-  const int lane = threadIdx.x % 32, head = work.head_of(p, column), kv_head = work.list / p.lists_per_kv_head;
-  const float sink = p.sink_logits != nullptr ? p.sink_logits[head] * kLog2E : -INFINITY;
+  const int lane = threadIdx.x % 32;
+  const float sink =
+      p.sink_logits != nullptr ? p.sink_logits[place.head_of(p, column, place.query_of(p, column))] * kLog2E : -INFINITY;
   const float maximum = fmaxf(part.maximum, sink);
   const float factor = rescale(part.maximum, maximum);
   const float total = part.total * factor + rescale(sink, maximum);
   const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
   const float value_scale = p.value_scales != nullptr ? p.value_scales[kv_head] : 1.0f;
-  const int64_t row = work.output_row(p, column);
+  const int64_t row = place.output_row(p, column);
   float out[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
@@ -77,7 +79,7 @@ __device__ void write_column(const DecodeParams& p, const Work<T>& work, int col
     }
   }
   if (p.lse != nullptr && lane == 0) p.lse[row] = total > 0.0f ? (maximum + log2f(total)) * kLn2 : -INFINITY;
-  if (!p.certificates) return;
+  if constexpr (!T::kCertificates) return;
   // Relative to the same maximum; weights squared.
   const float scale = factor * factor * inverse * inverse;
   if (p.rel_std != nullptr && lane == 0) p.rel_std[row] = sqrtf(part.variance_total * scale);
@@ -101,86 +103,102 @@ struct PartRow {
   float* stats;  // [4] f32: maximum, total, norms
   float* sums;   // [head_dim] f32
 
-  __device__ PartRow(const DecodeParams& p, const Work<T>& work, int split, int slot) {
-    const int slots = p.columns_per_block * (p.certificates ? 2 : 1);
-    const int64_t row = (work.result_row * p.split_capacity + split) * slots + slot;
+  __device__ PartRow(const DecodeParams& p, const Place& place, int split, int slot) {
+    const int slots = p.columns_per_block * (T::kCertificates ? 2 : 1);
+    const int64_t row =
+        (static_cast<int64_t>(place.list_row * p.num_column_blocks + place.column_block) * p.split_capacity + split) *
+            slots +
+        slot;
     stats = p.part_stats + row * 4;
     sums = p.part_sums + row * T::kHeadDim;
   }
 };
 
 template <typename T>
-__device__ void store_part(const DecodeParams& p, const Work<T>& work, int split, int column, const ColumnPart<T>& part) {
+__device__ void store_part(const DecodeParams& p, const Place& place, int split, int column, const ColumnPart<T>& part) {
   constexpr int kEach = ColumnPart<T>::kEach;
   const int lane = threadIdx.x % 32;
-  const PartRow<T> row(p, work, split, column);
+  const PartRow<T> row(p, place, split, column);
   if (lane == 0) row.stats[0] = part.maximum, row.stats[1] = part.total;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) row.sums[lane * kEach + i] = part.sums[i];
-  if (!p.certificates) return;
-  const PartRow<T> variance(p, work, split, p.columns_per_block + column);
+  if constexpr (!T::kCertificates) return;
+  const PartRow<T> variance(p, place, split, p.columns_per_block + column);
   if (lane == 0) variance.stats[1] = part.variance_total, variance.stats[2] = part.variance_norms;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) variance.sums[lane * kEach + i] = part.variance_sums[i];
 }
 
-// sums[i] += factor of part k, held by lane k, times its row; parts first, first + stride, ...
+// This lane's dims of kAtOnce rows at a time, so that their loads are under way together.
 template <typename T>
-__device__ void add_rows(const DecodeParams& p, const Work<T>& work, int first, int stride, int count, int slot,
-                         float lane_factor, float (&sums)[ColumnPart<T>::kEach]) {
-  constexpr int kEach = ColumnPart<T>::kEach, kAtOnce = T::kHeadDim <= 128 ? 8 : 4;
-  const int lane = threadIdx.x % 32;
-  for (int k = 0; k < count; k += kAtOnce) {
-    float values[kAtOnce][kEach];
+struct PartRows {
+  static constexpr int kEach = ColumnPart<T>::kEach, kAtOnce = 32 / kEach;
+  float values[kAtOnce][kEach];
+
+  // Parts first + stride * k for k = begin, begin + 1, ... below count.
+  __device__ void load(const DecodeParams& p, const Place& place, int first, int stride, int begin, int count, int slot) {
 #pragma unroll
     for (int a = 0; a < kAtOnce; ++a) {
+      if (begin + a >= count) break;
       const float* row =
-          PartRow<T>(p, work, first + min(k + a, count - 1) * stride, slot).sums + lane * kEach;  // [kEach] f32
+          PartRow<T>(p, place, first + (begin + a) * stride, slot).sums + threadIdx.x % 32 * kEach;  // [kEach] f32
 #pragma unroll
       for (int i = 0; i < kEach; i += 2) {
         const float2 two = __ldcg(reinterpret_cast<const float2*>(row + i));
         values[a][i] = two.x, values[a][i + 1] = two.y;
       }
     }
+  }
+  // sums += factor times row; lane k holds the factor of part k.
+  __device__ void add_to(float (&sums)[kEach], float lane_factor, int begin, int count) const {
 #pragma unroll
     for (int a = 0; a < kAtOnce; ++a) {
-      const float factor = __shfl_sync(0xffffffffu, lane_factor, min(k + a, 31));
+      if (begin + a >= count) break;
+      const float factor = __shfl_sync(0xffffffffu, lane_factor, begin + a);
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        if (k + a < count) sums[i] = fmaf(factor, values[a][i], sums[i]);
-      }
+      for (int i = 0; i < kEach; ++i) sums[i] = fmaf(factor, values[a][i], sums[i]);
     }
   }
-}
+};
 
 // Merges `count` <= kMergeGroup parts of every column. Then either writes the results or stores them as part `first`.
 template <typename T>
-__device__ void merge_parts(const DecodeParams& p, const Work<T>& work, int first, int stride, int count, bool final) {
+__device__ __forceinline__ void merge_parts(const DecodeParams& p, const Place& place, int kv_head, int first, int stride,
+                                            int count, bool final) {
   const int lane = threadIdx.x % 32;
-  for (int column = threadIdx.x / 32; column < work.num_columns; column += T::kWarps) {
+  for (int column = threadIdx.x / 32; column < place.num_columns; column += T::kWarps) {
     ColumnPart<T> part;
+    PartRows<T> rows;
     float maximum = -INFINITY, total = 0.0f, variance_total = 0.0f, variance_norms = 0.0f;
     if (lane < count) {
-      const PartRow<T> row(p, work, first + lane * stride, column);
+      const PartRow<T> row(p, place, first + lane * stride, column);
       maximum = __ldcg(row.stats), total = __ldcg(row.stats + 1);
-      if (p.certificates) {
-        const PartRow<T> variance(p, work, first + lane * stride, p.columns_per_block + column);
+      if constexpr (T::kCertificates) {
+        const PartRow<T> variance(p, place, first + lane * stride, p.columns_per_block + column);
         variance_total = __ldcg(variance.stats + 1), variance_norms = __ldcg(variance.stats + 2);
       }
     }
+    rows.load(p, place, first, stride, 0, count, column);
     part.maximum = warp_max(maximum);
-    const float factor = rescale(maximum, part.maximum);
+    const float factor = rescale(maximum, part.maximum), squared = factor * factor;
     part.total = warp_sum(factor * total);
-    add_rows<T>(p, work, first, stride, count, column, factor, part.sums);
-    if (p.certificates) {
-      part.variance_total = warp_sum(factor * factor * variance_total);
-      part.variance_norms = warp_sum(factor * factor * variance_norms);
-      add_rows<T>(p, work, first, stride, count, p.columns_per_block + column, factor * factor, part.variance_sums);
+    rows.add_to(part.sums, factor, 0, count);
+    for (int begin = PartRows<T>::kAtOnce; begin < count; begin += PartRows<T>::kAtOnce) {
+      rows.load(p, place, first, stride, begin, count, column);
+      rows.add_to(part.sums, factor, begin, count);
+    }
+    if constexpr (T::kCertificates) {
+      part.variance_total = warp_sum(squared * variance_total);
+      part.variance_norms = warp_sum(squared * variance_norms);
+      for (int begin = 0; begin < count; begin += PartRows<T>::kAtOnce) {
+        rows.load(p, place, first, stride, begin, count, p.columns_per_block + column);
+        rows.add_to(part.variance_sums, squared, begin, count);
+      }
     }
     if (final) {
-      write_column<T>(p, work, column, part);
+      write_column<T>(p, place, kv_head, column, part);
     } else {
-      store_part<T>(p, work, first, column, part);
+      store_part<T>(p, place, first, column, part);
     }
   }
 }
@@ -188,9 +206,9 @@ __device__ void merge_parts(const DecodeParams& p, const Work<T>& work, int firs
 // True in the block that arrives last of `expected`; sees what the others wrote before they arrived. Leaves the counter at 0.
 template <typename T>
 __device__ bool arrive_last(int32_t* counter, int expected, Combine<T>& combine) {  // counter [1] i32
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // cumulative: covers what the block wrote before the barrier
     combine.last = atomicAdd(counter, 1) == expected - 1 ? 1 : 0;
     if (combine.last != 0) *counter = 0;
     __threadfence();
@@ -200,7 +218,8 @@ __device__ bool arrive_last(int32_t* counter, int expected, Combine<T>& combine)
 }
 
 template <typename T>
-__device__ void finish_split(const DecodeParams& p, const Work<T>& work, int split, Running<T>& run, Combine<T>& combine) {
+__device__ void finish_split(const DecodeParams& p, const Place& place, const Extent& extent, int split, int kv_head,
+                             Running<T>& run, Combine<T>& combine) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
 #pragma unroll
   for (int n = 0; n < T::kColumnTiles; ++n) {
@@ -230,8 +249,8 @@ __device__ void finish_split(const DecodeParams& p, const Work<T>& work, int spl
 
   constexpr float kUnscale = 1.0f / T::kWeightScale;
   constexpr int kEach = ColumnPart<T>::kEach;
-  for (int column = warp; column < work.num_columns; column += T::kWarps) {
-    const int variance = T::kSlots / 2 + column;
+  for (int column = warp; column < place.num_columns; column += T::kWarps) {
+    const int variance = T::kColumns % T::kSlots + column;
     ColumnPart<T> part;
 #pragma unroll
     for (int w = 0; w < T::kWarps; ++w) part.maximum = fmaxf(part.maximum, combine.maximum[w][column]);
@@ -241,7 +260,7 @@ __device__ void finish_split(const DecodeParams& p, const Work<T>& work, int spl
       part.total += factor * combine.total[w][column];
 #pragma unroll
       for (int i = 0; i < kEach; ++i) part.sums[i] += factor * combine.sums[w][column][lane * kEach + i];
-      if (p.certificates) {
+      if constexpr (T::kCertificates) {
         const float squared = factor * factor * T::kWeightScale;
         part.variance_total += squared * combine.total[w][variance];
         part.variance_norms += squared * combine.norms[w][variance];
@@ -249,21 +268,25 @@ __device__ void finish_split(const DecodeParams& p, const Work<T>& work, int spl
         for (int i = 0; i < kEach; ++i) part.variance_sums[i] += squared * combine.sums[w][variance][lane * kEach + i];
       }
     }
-    if (work.num_splits == 1) {
-      write_column<T>(p, work, column, part);
+    if (extent.num_splits == 1) {
+      write_column<T>(p, place, kv_head, column, part);
     } else {
-      store_part<T>(p, work, split, column, part);
+      store_part<T>(p, place, split, column, part);
     }
   }
-  if (work.num_splits == 1) return;
+  if (extent.num_splits == 1) return;
 
-  const int group = split / kMergeGroup, num_groups = ceil_div(work.num_splits, kMergeGroup);
-  const int group_size = min(kMergeGroup, work.num_splits - group * kMergeGroup);
-  int32_t* counters = p.counters + work.result_row * kCountersPerList;  // [kCountersPerList] i32
+  const int group = split / kMergeGroup, num_groups = ceil_div(extent.num_splits, kMergeGroup);
+  const int group_size = min(kMergeGroup, extent.num_splits - group * kMergeGroup);
+  int32_t* counters = p.counters + (place.list_row * p.num_column_blocks + place.column_block) *
+                                       kCountersPerList;  // [kCountersPerList] i32
   if (!arrive_last<T>(counters + group, group_size, combine)) return;
-  merge_parts<T>(p, work, group * kMergeGroup, 1, group_size, num_groups == 1);
-  if (num_groups == 1 || !arrive_last<T>(counters + kCountersPerList - 1, num_groups, combine)) return;
-  merge_parts<T>(p, work, 0, kMergeGroup, num_groups, true);
+  int first = group * kMergeGroup, stride = 1, count = group_size;
+  for (bool final = num_groups == 1;; final = true) {
+    merge_parts<T>(p, place, kv_head, first, stride, count, final);
+    if (final || !arrive_last<T>(counters + kCountersPerList - 1, num_groups, combine)) return;
+    first = 0, stride = kMergeGroup, count = num_groups;
+  }
 }
 
 }  // namespace rarefy::cuda

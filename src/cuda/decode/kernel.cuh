@@ -15,46 +15,43 @@ namespace rarefy::cuda {
 // Rows of one step in registers.
 template <typename T>
 struct Rows {
-  uint4 keys[T::kTiles][2][T::kKeyLoads];
+  uint32_t keys[T::kTiles][2][T::kKeyLoads][4];
   uint32_t values[T::kTiles][4][T::kValueLoads][T::kValueBytes / 4];
 };
 
+// `row_of` points to the step's first token.
 template <typename T>
 __device__ __forceinline__ void load_keys(Rows<T>& rows, const char* lane_keys,  // lane_keys [num_rows, head_dim] kv_dtype
-                                          const uint32_t* row_of, int first) {   // row_of [kSegment] u32
+                                          const uint32_t* row_of) {              // row_of [kStepTokens] u32
   const int g = threadIdx.x % 32 / 4;
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t row = row_of[first + tile * 16 + half * 8 + g];
-      const char* address = lane_keys + static_cast<uint64_t>(row) * 16;
+      const char* address = lane_keys + static_cast<uint64_t>(row_of[tile * 16 + half * 8 + g]) * 16;
 #pragma unroll
-      for (int i = 0; i < T::kKeyLoads; ++i) rows.keys[tile][half][i] = load_streaming(address + i * 64, row != kNoRow);
+      for (int i = 0; i < T::kKeyLoads; ++i) load_streaming<16, T::kRowBytes>(rows.keys[tile][half][i], address + i * 64);
     }
   }
 }
 
 template <typename T>
 __device__ __forceinline__ void load_values(Rows<T>& rows,
-                                            const char* lane_values,  // lane_values [num_rows, head_dim] kv_dtype
-                                            const uint32_t* row_of, int first) {  // row_of [kSegment] u32
+                                            const char* lane_values,   // lane_values [num_rows, head_dim] kv_dtype
+                                            const uint32_t* row_of) {  // row_of [kStepTokens] u32
   const int c = threadIdx.x % 4;
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const uint32_t row = row_of[first + tile * 16 + 2 * c + (r & 1) + (r >> 1) * 8];
-      const char* address = lane_values + static_cast<uint64_t>(row) * 16;
+    for (int half = 0; half < 2; ++half) {
+      const uint2 pair = *reinterpret_cast<const uint2*>(row_of + tile * 16 + half * 8 + 2 * c);
 #pragma unroll
-      for (int j = 0; j < T::kValueLoads; ++j) {
-        if constexpr (T::kValueBytes == 16) {
-          const uint4 value = load_streaming(address + j * 128, row != kNoRow);
-          rows.values[tile][r][j][0] = value.x, rows.values[tile][r][j][1] = value.y;
-          rows.values[tile][r][j][2] = value.z, rows.values[tile][r][j][3] = value.w;
-        } else {
-          const uint2 value = load_streaming8(address + j * 64, row != kNoRow);
-          rows.values[tile][r][j][0] = value.x, rows.values[tile][r][j][1] = value.y;
+      for (int r = 0; r < 2; ++r) {
+        const char* address = lane_values + static_cast<uint64_t>(r == 0 ? pair.x : pair.y) * 16;
+#pragma unroll
+        for (int j = 0; j < T::kValueLoads; ++j) {
+          load_streaming<T::kValueBytes, T::kRowBytes>(rows.values[tile][half * 2 + r][j],
+                                                       address + j * 8 * T::kValueBytes);
         }
       }
     }
@@ -87,17 +84,15 @@ __device__ __forceinline__ void score(const Rows<T>& rows, const uint4* q,  // q
       }
 #pragma unroll
       for (int tile = 0; tile < T::kTiles; ++tile) {
-        const uint4 low = rows.keys[tile][0][i], high = rows.keys[tile][1][i];
+        const uint32_t(&low)[4] = rows.keys[tile][0][i], (&high)[4] = rows.keys[tile][1][i];
         float(&d)[4] = scores[tile][n];
         if constexpr (T::kKvBytes == 2) {
-          mma_16x8x16<T::kBf16>(d, low.x, high.x, low.y, high.y, q_part[0].x, q_part[0].y);
-          mma_16x8x16<T::kBf16>(d, low.z, high.z, low.w, high.w, q_part[0].z, q_part[0].w);
+          mma_16x8x16<T::kBf16>(d, low[0], high[0], low[1], high[1], q_part[0].x, q_part[0].y);
+          mma_16x8x16<T::kBf16>(d, low[2], high[2], low[3], high[3], q_part[0].z, q_part[0].w);
         } else {
-          const uint32_t low_words[4] = {low.x, low.y, low.z, low.w}, high_words[4] = {high.x, high.y, high.z, high.w};
 #pragma unroll
           for (int word = 0; word < 4; ++word) {
-            const uint2 wide_low = widen_e4m3<T::kBf16>(low_words[word]),
-                        wide_high = widen_e4m3<T::kBf16>(high_words[word]);
+            const uint2 wide_low = widen_e4m3<T::kBf16>(low[word]), wide_high = widen_e4m3<T::kBf16>(high[word]);
             const uint4 q_words = q_part[word / 2];
             mma_16x8x16<T::kBf16>(d, wide_low.x, wide_high.x, wide_low.y, wide_high.y,
                                   word % 2 == 0 ? q_words.x : q_words.z, word % 2 == 0 ? q_words.y : q_words.w);
@@ -118,10 +113,15 @@ struct Running {
   float sums[T::kDimTiles][T::kColumnTiles][4];
 };
 
+// Whether this lane's slots of column tile n hold variance sums: the upper half of the slots, with certificates.
+template <typename T>
+__device__ __forceinline__ bool holds_variance(int n) {
+  return T::kCertificates && (T::kColumnTiles == 1 ? threadIdx.x % 4 >= 2 : n == 1);
+}
+
 // Raises the maxima to cover new scores and rescales what was summed under the old ones.
 template <typename T>
-__device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&scores)[T::kTiles][T::kColumnTiles][4],
-                                              const bool (&variance)[T::kColumnTiles][2], bool certificates) {
+__device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&scores)[T::kTiles][T::kColumnTiles][4]) {
   bool raised = false;
   float raised_to[T::kColumnTiles][2];
 #pragma unroll
@@ -145,7 +145,7 @@ __device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&sco
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       factor[e] = raised_to[n][e] > run.maximum[n][e] ? exp2_approximate(run.maximum[n][e] - raised_to[n][e]) : 1.0f;
-      if (variance[n][e]) factor[e] *= factor[e];
+      if (holds_variance<T>(n)) factor[e] *= factor[e];
       run.maximum[n][e] = raised_to[n][e];
       run.total[n][e] *= factor[e];
     }
@@ -154,7 +154,7 @@ __device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&sco
 #pragma unroll
       for (int e = 0; e < 4; ++e) run.sums[tile][n][e] *= factor[e & 1];
     }
-    if (certificates) {
+    if constexpr (T::kCertificates) {
       const int g = threadIdx.x % 32 / 4;
       const float even = __shfl_sync(0xffffffffu, factor[0], g / 2), odd = __shfl_sync(0xffffffffu, factor[1], g / 2);
       run.norms[n] *= (g & 1) != 0 ? odd : even;
@@ -167,15 +167,16 @@ __device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&sco
 template <typename T, typename LoadKeys, typename LoadValues>
 __device__ __forceinline__ void attend_step(Running<T>& run, Rows<T>& rows, const Stage<T>& stage, int first,
                                             const uint4* q, const DecodeParams& p, float scale,
-                                            const bool (&variance)[T::kColumnTiles][2],
-                                            const int (&last_visible)[T::kColumnTiles][2], LoadKeys load_next_keys,
-                                            LoadValues load_next_values) {
+                                            const int* last_visible,  // [kSlots] i32
+                                            LoadKeys load_next_keys, LoadValues load_next_values) {
   constexpr float kLog2E = 1.4426950408889634f;
-  const int g = threadIdx.x % 32 / 4;
+  const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
   float scores[T::kTiles][T::kColumnTiles][4];
   score<T>(rows, q, scores);
   load_next_keys();
 
+  const bool capped = p.soft_cap > 0.0f, causal = p.num_queries > 1;
+  const float log2_scale = capped ? kLog2E : scale * kLog2E, cap_scale = capped ? scale / p.soft_cap : 0.0f;
   // Logits in log2 units, log weight included; a missing token's log weight is -inf.
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
@@ -187,23 +188,23 @@ __device__ __forceinline__ void attend_step(Running<T>& run, Rows<T>& rows, cons
       for (int n = 0; n < T::kColumnTiles; ++n) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          float logit = scores[tile][n][half * 2 + e] * scale;
-          if (p.soft_cap > 0.0f) logit = p.soft_cap * tanhf(logit / p.soft_cap);
-          logit = logit * kLog2E + log_weight;
-          if (p.num_queries > 1 && stage.token[token] > last_visible[n][e]) logit = -INFINITY;
-          scores[tile][n][half * 2 + e] = logit;
+          float& logit = scores[tile][n][half * 2 + e];
+          if (capped) logit = p.soft_cap * tanhf(logit * cap_scale);
+          logit = fmaf(logit, log2_scale, log_weight);
+          if (causal && stage.token[token] > last_visible[n * 8 + 2 * c + e]) logit = -INFINITY;
         }
       }
     }
   }
-  raise_maximum<T>(run, scores, variance, p.certificates);
+  raise_maximum<T>(run, scores);
 
   uint32_t weights[T::kTiles][T::kColumnTiles][2];
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float missing = p.certificates ? stage.missing[first + tile * 16 + half * 8 + g] : 0.0f;
+      const float missing =
+          T::kCertificates ? stage.missing[T::kCertificates ? first + tile * 16 + half * 8 + g : 0] : 0.0f;
 #pragma unroll
       for (int n = 0; n < T::kColumnTiles; ++n) {
         float weight[2];
@@ -211,7 +212,7 @@ __device__ __forceinline__ void attend_step(Running<T>& run, Rows<T>& rows, cons
         for (int e = 0; e < 2; ++e) {
           const float maximum = run.maximum[n][e] == -INFINITY ? 0.0f : run.maximum[n][e];
           weight[e] = exp2_approximate(scores[tile][n][half * 2 + e] - maximum);
-          if (variance[n][e]) weight[e] = weight[e] * weight[e] * missing;
+          if (holds_variance<T>(n)) weight[e] = weight[e] * weight[e] * missing;
           weight[e] *= T::kWeightScale;
         }
         const uint32_t packed = pack2<T::kBf16>(weight[0], weight[1]);
@@ -243,7 +244,7 @@ __device__ __forceinline__ void attend_step(Running<T>& run, Rows<T>& rows, cons
           }
         }
       }
-      if (p.certificates) {
+      if constexpr (T::kCertificates) {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
 #pragma unroll
@@ -265,7 +266,7 @@ __device__ __forceinline__ void attend_step(Running<T>& run, Rows<T>& rows, cons
         }
       }
     }
-    if (p.certificates) {
+    if constexpr (T::kCertificates) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
 #pragma unroll
@@ -287,61 +288,53 @@ __global__ __launch_bounds__(T::kThreads,
   __shared__ Stage<T> stage;
   __shared__ uint4 q[T::kSlots * (T::kHeadDim / 8 + 1)];
   __shared__ Combine<T> combine;
+  __shared__ int last_visible[T::kSlots];  // token that a slot's query stands at
 
+  const Place place(p);
   allow_next_kernel();
+  prefetch_lists(p, place, T::kThreads);
   wait_for_earlier_kernels();
 
+  const Extent extent(p, place);
+  load_queries<T>(p, place, q);
+  if (static_cast<int>(blockIdx.x) >= extent.num_splits) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
-  Work<T> work(p);
-  if (static_cast<int>(blockIdx.x) >= work.num_splits) return;
-  load_queries<T>(p, work, q);
-
-  const int kv_head = work.list / p.lists_per_kv_head;
+  const int kv_head = p.lists_per_kv_head == 1 ? place.list : place.list / p.lists_per_kv_head;
   const float scale = p.scale * (p.key_scales != nullptr ? p.key_scales[kv_head] : 1.0f);
   const char* lane_keys = p.keys + kv_head * p.head_bytes + c * 16;
   const char* lane_values = p.values + kv_head * p.head_bytes + g * T::kValueBytes;
-  bool variance[T::kColumnTiles][2];
-  int last_visible[T::kColumnTiles][2];
-#pragma unroll
-  for (int n = 0; n < T::kColumnTiles; ++n) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int slot = n * 8 + 2 * c + e;
-      variance[n][e] = p.certificates && slot >= T::kSlots / 2;
-      last_visible[n][e] = work.kv_len - p.num_queries + work.query_of(p, work.column_of_slot(p, slot));
-    }
+  if (p.num_queries > 1 && threadIdx.x < T::kSlots) {
+    last_visible[threadIdx.x] = extent.kv_len - p.num_queries + place.query_of(p, threadIdx.x % T::kColumns);
   }
 
-  for (int split = blockIdx.x; split < work.num_splits; split += gridDim.x) {
+  for (int split = blockIdx.x; split < extent.num_splits; split += gridDim.x) {
     Running<T> run = {};
 #pragma unroll
     for (int n = 0; n < T::kColumnTiles; ++n) run.maximum[n][0] = run.maximum[n][1] = -INFINITY;
-    const int split_end = min((split + 1) * work.split_tokens, work.num_tokens);
-    for (int segment = split * work.split_tokens; segment < split_end; segment += T::kSegment) {
+    const int split_end = min((split + 1) * extent.split_tokens, extent.num_tokens);
+    for (int segment = split * extent.split_tokens; segment < split_end; segment += T::kSegment) {
       const int count = min(T::kSegment, split_end - segment);
       __syncthreads();  // the stage is no longer read
-      fill_stage<T>(p, work, segment, count, stage);
-      __syncthreads();
+      if (!fill_stage<T>(p, place, extent, segment, count, stage)) continue;
       constexpr int kStride = T::kWarps * T::kStepTokens;
       int first = warp * T::kStepTokens;
       Rows<T> rows;
       if (first < count) {
-        load_keys<T>(rows, lane_keys, stage.row, first);
-        load_values<T>(rows, lane_values, stage.row, first);
+        load_keys<T>(rows, lane_keys, stage.row + first);
+        load_values<T>(rows, lane_values, stage.row + first);
       }
       for (; first < count; first += kStride) {
         const bool more = first + kStride < count;
-        attend_step<T>(
-            run, rows, stage, first, q, p, scale, variance, last_visible,
-            [&] {
-              if (more) load_keys<T>(rows, lane_keys, stage.row, first + kStride);
-            },
-            [&] {
-              if (more) load_values<T>(rows, lane_values, stage.row, first + kStride);
-            });
+        const auto next_keys = [&] {
+          if (more) load_keys<T>(rows, lane_keys, stage.row + first + kStride);
+        };
+        const auto next_values = [&] {
+          if (more) load_values<T>(rows, lane_values, stage.row + first + kStride);
+        };
+        attend_step<T>(run, rows, stage, first, q, p, scale, last_visible, next_keys, next_values);
       }
     }
-    finish_split<T>(p, work, split, run, combine);
+    finish_split<T>(p, place, extent, split, kv_head, run, combine);
   }
 }
 

@@ -23,16 +23,23 @@ cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
   return cudaLaunchKernelEx(&config, decode_kernel<T>, launch.params);
 }
 
+template <int kHeadDim, int kKvBytes, bool kBf16, int kColumnTiles>
+cudaError_t launch_with_slots(const DecodeLaunch& launch, cudaStream_t stream) {
+  return launch.certificates ? launch_kernel<DecodeTraits<kHeadDim, kKvBytes, kBf16, kColumnTiles, true>>(launch, stream)
+                             : launch_kernel<DecodeTraits<kHeadDim, kKvBytes, kBf16, kColumnTiles, false>>(launch, stream);
+}
+
 template <int kKvBytes, bool kBf16>
 cudaError_t launch_decode(const DecodeLaunch& launch, cudaStream_t stream) {
+  const bool one = launch.slots == 8;
   switch (launch.head_dim) {
     case 64:
-      return launch.slots == 8 ? launch_kernel<DecodeTraits<64, kKvBytes, kBf16, 1>>(launch, stream)
-                               : launch_kernel<DecodeTraits<64, kKvBytes, kBf16, 2>>(launch, stream);
+      return one ? launch_with_slots<64, kKvBytes, kBf16, 1>(launch, stream)
+                 : launch_with_slots<64, kKvBytes, kBf16, 2>(launch, stream);
     case 128:
-      return launch.slots == 8 ? launch_kernel<DecodeTraits<128, kKvBytes, kBf16, 1>>(launch, stream)
-                               : launch_kernel<DecodeTraits<128, kKvBytes, kBf16, 2>>(launch, stream);
-    default: return launch_kernel<DecodeTraits<256, kKvBytes, kBf16, 1>>(launch, stream);
+      return one ? launch_with_slots<128, kKvBytes, kBf16, 1>(launch, stream)
+                 : launch_with_slots<128, kKvBytes, kBf16, 2>(launch, stream);
+    default: return launch_with_slots<256, kKvBytes, kBf16, 1>(launch, stream);
   }
 }
 

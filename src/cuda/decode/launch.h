@@ -12,7 +12,8 @@ struct DecodeLaunch {
   DecodeParams params;
   int32_t head_dim = 0, slots = 8;  // slots of a block: 8 or 16
   int32_t grid_splits = 1, batch = 1;
-  bool overlap = false;  // programmatic dependent launch (sm_90)
+  bool certificates = false;  // half of the slots for the variances
+  bool overlap = false;       // programmatic dependent launch (sm_90)
 };
 
 // 2 bytes an element, products in its own type; 1 byte (e4m3), products in the type of q.

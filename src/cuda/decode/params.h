@@ -72,7 +72,6 @@ struct DecodeParams {
   int32_t num_q_heads, num_kv_heads, num_queries;
   int32_t num_lists, heads_per_list, lists_per_kv_head;
   int32_t columns_per_block, num_column_blocks;  // a column is a (query, query head) pair of a list
-  bool certificates;                             // rel_std or out_rel_std asked for
   void* out;                                     // [batch, num_queries, num_q_heads, head_dim] out_dtype
   int32_t out_dtype;                             // a DType
   float* lse;                                    // [batch, num_queries, num_q_heads] f32; nullable
@@ -82,7 +81,10 @@ struct DecodeParams {
   int32_t* counters;  // [batch, num_lists, num_column_blocks, counters_per_list] i32; zero between runs
   float* part_stats;  // [batch, num_lists, num_column_blocks, split_capacity, slots, 4] f32; maximum, sum, norms, unused
   float* part_sums;   // [batch, num_lists, num_column_blocks, split_capacity, slots, head_dim] f32
-  int32_t split_capacity;  // splits that the workspace has room for, per list
+  int32_t full_split_tokens;     // split_tokens(max_selected), and three more numbers for prefetching:
+  int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
+  int32_t prefetch_sequences;    // about as many sequences are worked on at a time
+  int32_t split_capacity;        // splits that the workspace has room for, per list
 };
 
 inline constexpr int32_t kCountersPerList = kMaxSplits / kMergeGroup + 1;

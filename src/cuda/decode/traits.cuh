@@ -6,13 +6,14 @@
 namespace rarefy::cuda {
 
 // kKvBytes: bytes of a stored element (2, or 1 for e4m3). kBf16: matrix products in bf16, else f16; also the type of q.
-// kColumnTiles: matrix tiles of 8 columns (query heads and queries, and their error sums) that one block holds.
-template <int kHeadDim_, int kKvBytes_, bool kBf16_, int kColumnTiles_>
+// kColumnTiles: matrix tiles of 8 slots that one block holds. kCertificates: the upper half of the slots holds sums under the weights
+// of the variance, the lower half the columns (query heads and queries) themselves.
+template <int kHeadDim_, int kKvBytes_, bool kBf16_, int kColumnTiles_, bool kCertificates_>
 struct DecodeTraits {
   static constexpr int kHeadDim = kHeadDim_, kKvBytes = kKvBytes_, kColumnTiles = kColumnTiles_;
-  static constexpr bool kBf16 = kBf16_;
+  static constexpr bool kBf16 = kBf16_, kCertificates = kCertificates_;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
-  static constexpr int kSlots = 8 * kColumnTiles;
+  static constexpr int kSlots = 8 * kColumnTiles, kColumns = kCertificates ? kSlots / 2 : kSlots;
   static constexpr int kRowBytes = kHeadDim * kKvBytes;
   // Keys: lane (g, c) loads 16 bytes of rows g and g + 8 out of every 64 bytes.
   static constexpr int kKeyLoads = kRowBytes / 64, kKeyElements = 16 / kKvBytes;
@@ -23,7 +24,7 @@ struct DecodeTraits {
   static constexpr int kTiles = kRowBytes <= 128 ? 2 : 1;
   static constexpr int kStepTokens = 16 * kTiles;
   static constexpr int kDimTiles = kHeadDim / 16;
-  // Registers: 32 KB of rows in flight, sums, addresses. Three blocks on a multiprocessor where they fit.
+  // Registers: 8 KB of rows in flight per warp, sums, addresses: 168 allow three blocks of four warps.
   static constexpr int kBlocksPerMultiprocessor = kColumnTiles == 1 && kHeadDim <= 128 ? 3 : 2;
   static constexpr int kSegment = 512;  // tokens whose row offsets are looked up at once
   // f16 weights are scaled so that those 2^-24 of the largest keep 11 bits.

@@ -23,27 +23,32 @@ __device__ __forceinline__ void allow_next_kernel() {
 #endif
 }
 
-// 16 bytes that no kernel writes while this one runs, read once: kept out of the L1 cache. Zeros where `valid` is false, and
-// then nothing is read.
-__device__ __forceinline__ uint4 load_streaming(const char* address, bool valid) {  // address [16] bytes; 16-byte aligned
-  uint4 value;
-  asm volatile(
-      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
-      "mov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\tmov.b32 %2, 0;\n\tmov.b32 %3, 0;\n\t"
-      "@p ld.global.nc.L1::no_allocate.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4];\n\t}"
-      : "=&r"(value.x), "=&r"(value.y), "=&r"(value.z), "=&r"(value.w)
-      : "l"(address), "r"(static_cast<uint32_t>(valid)));
-  return value;
+// kBytes (8 or 16) that no kernel writes while this one runs, read once: kept out of the L1 cache. kRowBytes of the row are
+// contiguous and all wanted, so that DRAM may fetch up to 256 of them at once.
+template <int kBytes, int kRowBytes>
+__device__ __forceinline__ void load_streaming(uint32_t (&to)[kBytes / 4],
+                                               const char* address) {  // address [kBytes] bytes; aligned
+  static_assert(kBytes == 16 || kBytes == 8);
+  if constexpr (kBytes == 8) {
+    asm volatile("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(address));
+  } else if constexpr (kRowBytes >= 256) {
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "l"(address));
+  } else if constexpr (kRowBytes >= 128) {
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "l"(address));
+  } else {
+    asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "l"(address));
+  }
 }
 
-__device__ __forceinline__ uint2 load_streaming8(const char* address, bool valid) {  // address [8] bytes; 8-byte aligned
-  uint2 value;
-  asm volatile(
-      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\tmov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\t"
-      "@p ld.global.nc.L1::no_allocate.L2::128B.v2.b32 {%0, %1}, [%2];\n\t}"
-      : "=&r"(value.x), "=&r"(value.y)
-      : "l"(address), "r"(static_cast<uint32_t>(valid)));
-  return value;
+// Brings a line into the L2 cache. Reads nothing into the kernel: what is written later is seen by later loads all the same.
+__device__ __forceinline__ void prefetch_l2(const void* address) {  // not a tensor: any address
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
 // Transposes an 8x8 matrix of 16-bit elements held by a warp: lane (g, c) = (lane / 4, lane % 4) holds row g, columns 2c and

@@ -28,7 +28,7 @@ Expected<DeviceFacts> device_facts(int32_t index) {
   }
   cudaDeviceProp properties;
   RAREFY_CUDA(cudaGetDeviceProperties(&properties, index));
-  return DeviceFacts{properties.major * 10 + properties.minor, properties.name};
+  return DeviceFacts{properties.major * 10 + properties.minor, properties.multiProcessorCount, properties.name};
 }
 
 Status check_current_device(int32_t index) {

@@ -1,0 +1,228 @@
+// Times the decode kernels alone, for work on them: one line per case with microseconds, bytes and share of the measured read
+// bandwidth. Each layer has its own cache, so that a replay touches several times the L2 cache; one CUDA graph holds one launch a
+// layer. Comparisons with other libraries: scripts/gpu/bench_attention.
+//
+//   decode_time [--heads 32] [--kv-heads 8] [--dim 128] [--kv-len 131072] [--batch 1,4,8,16] [--sparsity 50,100,500]
+//               [--scope kv|q] [--layers 4] [--page 16] [--cert] [--no-weights]       sparsity 0 = dense
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "rarefy/attention/decode.h"
+
+namespace {
+
+#define OK(call)                                                                                      \
+  do {                                                                                                \
+    if (const cudaError_t error = (call); error != cudaSuccess) {                                     \
+      std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(error));                             \
+      std::exit(1);                                                                                   \
+    }                                                                                                 \
+  } while (false)
+
+__global__ void fill_random(uint16_t* data, size_t count, uint32_t seed) {  // data [count] u16: bf16 in about (-2, 2)
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < count; i += size_t{gridDim.x} * blockDim.x) {
+    uint32_t x = static_cast<uint32_t>(i) * 2654435761u + seed;
+    x ^= x >> 16, x *= 0x85ebca6bu, x ^= x >> 13, x *= 0xc2b2ae35u, x ^= x >> 16;
+    data[i] = static_cast<uint16_t>((x & 0x807fu) | 0x3f00u | ((x >> 8) & 0x0080u));
+  }
+}
+
+__global__ void read_all(const uint4* data, size_t count, uint32_t* sink) {  // data [count] 16 bytes, sink [1] u32
+  uint32_t sum = 0;
+  const size_t stride = size_t{gridDim.x} * blockDim.x;
+  size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x;
+  for (; i + 3 * stride < count; i += 4 * stride) {
+    const uint4 a = __ldg(data + i), b = __ldg(data + i + stride), c = __ldg(data + i + 2 * stride), d = __ldg(data + i + 3 * stride);
+    sum ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+  }
+  if (sum == 0x12345678u) *sink = sum;
+}
+
+struct Timer {
+  cudaEvent_t begin, end;
+  Timer() {
+    OK(cudaEventCreate(&begin));
+    OK(cudaEventCreate(&end));
+  }
+  template <typename F>
+  std::vector<float> run(cudaStream_t stream, int repeats, F&& launch) {
+    std::vector<float> times;
+    for (int i = 0; i < repeats + 3; ++i) {
+      OK(cudaEventRecord(begin, stream));
+      launch();
+      OK(cudaEventRecord(end, stream));
+      OK(cudaEventSynchronize(end));
+      float ms = 0;
+      OK(cudaEventElapsedTime(&ms, begin, end));
+      if (i >= 3) times.push_back(ms * 1000.0f);
+    }
+    std::sort(times.begin(), times.end());
+    return times;
+  }
+};
+
+std::vector<int> numbers(const char* text) {
+  std::vector<int> result;
+  for (const char* at = text; *at != 0;) {
+    char* next = nullptr;
+    result.push_back(static_cast<int>(std::strtol(at, &next, 10)));
+    at = *next == ',' ? next + 1 : next;
+  }
+  return result;
+}
+
+template <typename T>
+T* upload(const std::vector<T>& host) {
+  T* device = nullptr;
+  OK(cudaMalloc(&device, host.size() * sizeof(T)));
+  OK(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+  return device;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int heads = 32, kv_heads = 8, dim = 128, kv_len = 131072, layers = 4, page = 16;
+  bool query_scope = false, cert = false, weights = true;
+  std::vector<int> batches = {1, 4, 8, 16}, sparsities = {50, 100, 500};
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    const auto next = [&] { return i + 1 < argc ? argv[++i] : argv[i]; };
+    if (flag == "--heads") heads = std::atoi(next());
+    else if (flag == "--kv-heads") kv_heads = std::atoi(next());
+    else if (flag == "--dim") dim = std::atoi(next());
+    else if (flag == "--kv-len") kv_len = std::atoi(next());
+    else if (flag == "--layers") layers = std::atoi(next());
+    else if (flag == "--page") page = std::atoi(next());
+    else if (flag == "--batch") batches = numbers(next());
+    else if (flag == "--sparsity") sparsities = numbers(next());
+    else if (flag == "--scope") query_scope = std::strcmp(next(), "q") == 0;
+    else if (flag == "--cert") cert = true;
+    else if (flag == "--no-weights") weights = false;
+    else return std::fprintf(stderr, "decode_time: unknown flag '%s'; see the top of decode_time.cu\n", argv[i]), 2;
+  }
+  cudaStream_t stream;
+  OK(cudaStreamCreate(&stream));
+  Timer timer;
+  double bandwidth = 0;
+  {
+    const size_t bytes = size_t{4} << 30;
+    uint4* data = nullptr;
+    uint32_t* sink = nullptr;
+    OK(cudaMalloc(&data, bytes));
+    OK(cudaMalloc(&sink, 4));
+    fill_random<<<4096, 256, 0, stream>>>(reinterpret_cast<uint16_t*>(data), bytes / 2, 1);
+    for (int blocks : {132 * 8, 132 * 16, 132 * 32}) {
+      const std::vector<float> times = timer.run(stream, 10, [&] { read_all<<<blocks, 256, 0, stream>>>(data, bytes / 16, sink); });
+      bandwidth = std::max(bandwidth, bytes / times[times.size() / 2] * 1e-6);
+    }
+    OK(cudaFree(data));
+  }
+  cudaDeviceProp properties;
+  OK(cudaGetDeviceProperties(&properties, 0));
+  std::printf("%s, read bandwidth %.2f TB/s\n", properties.name, bandwidth);
+  const int max_batch = *std::max_element(batches.begin(), batches.end());
+  const int64_t pages = (int64_t{kv_len} + page - 1) / page;
+  const size_t elements = static_cast<size_t>(max_batch * pages * page) * kv_heads * dim;
+  std::vector<uint16_t*> keys(layers), values(layers);
+  for (int layer = 0; layer < layers; ++layer) {
+    OK(cudaMalloc(&keys[layer], elements * 2));
+    OK(cudaMalloc(&values[layer], elements * 2));
+    fill_random<<<4096, 256, 0, stream>>>(keys[layer], elements, 2 * layer + 1);
+    fill_random<<<4096, 256, 0, stream>>>(values[layer], elements, 2 * layer + 2);
+  }
+  std::mt19937 random(1);
+  std::vector<int32_t> table(static_cast<size_t>(max_batch * pages));
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
+  std::shuffle(table.begin(), table.end(), random);
+  int32_t* page_table = upload(table);
+  int32_t* kv_lens = upload(std::vector<int32_t>(max_batch, kv_len));
+  uint16_t *q = nullptr, *out = nullptr;
+  float* lse = nullptr;
+  OK(cudaMalloc(&q, size_t(max_batch) * heads * dim * 2));
+  OK(cudaMalloc(&out, size_t(max_batch) * heads * dim * 2));
+  OK(cudaMalloc(&lse, size_t(max_batch) * heads * 12));
+  fill_random<<<64, 256, 0, stream>>>(q, size_t(max_batch) * heads * dim, 99);
+  for (int sparsity : sparsities) {
+    const bool dense = sparsity == 0;
+    const int selected = dense ? 0 : kv_len / sparsity, lists = query_scope ? heads : kv_heads;
+    // Uniform random ids, ascending: every list and layer its own.
+    std::vector<int32_t*> ids(layers);
+    std::vector<float*> log_weights(layers);
+    int32_t* counts = upload(std::vector<int32_t>(size_t(max_batch) * lists, selected));
+    for (int layer = 0; layer < layers && !dense; ++layer) {
+      std::vector<int32_t> all(size_t(max_batch) * lists * selected);
+      std::vector<float> w(all.size());
+      for (size_t list = 0; list < all.size() / selected; ++list) {
+        int left = selected;
+        for (int token = 0; token < kv_len && left > 0; ++token) {
+          if (random() % static_cast<uint32_t>(kv_len - token) < static_cast<uint32_t>(left)) {
+            all[list * selected + (selected - left)] = token;
+            --left;
+          }
+        }
+      }
+      for (float& x : w) x = random() % 2 ? 0.5f : 0.0f;
+      ids[layer] = upload(all), log_weights[layer] = upload(w);
+    }
+    for (int batch : batches) {
+      rarefy::DecodeProblem problem;
+      problem.num_q_heads = heads, problem.num_kv_heads = kv_heads, problem.head_dim = dim;
+      problem.q_dtype = problem.kv_dtype = problem.out_dtype = rarefy::DType::bf16;
+      problem.page_size = page, problem.max_batch = batch, problem.max_selected = selected, problem.max_kv_len = kv_len;
+      problem.scope = query_scope ? rarefy::ListScope::query_head : rarefy::ListScope::kv_head;
+      const auto plan = rarefy::DecodePlan::make(dense ? rarefy::DecodeOp::dense : rarefy::DecodeOp::sparse,
+                                                 {rarefy::DeviceKind::cuda, 0}, problem);
+      if (!plan) return std::fprintf(stderr, "%s\n", plan.status().to_string().c_str()), 1;
+      void* workspace = nullptr;
+      OK(cudaMalloc(&workspace, plan->workspace_bytes()));
+      if (!plan->prepare_workspace(workspace, plan->workspace_bytes()).ok()) return 1;
+      OK(cudaDeviceSynchronize());
+      cudaGraph_t graph;
+      cudaGraphExec_t replay;
+      // More launches than layers where the cache is large: their rows are far apart in time.
+      OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+      for (int layer = 0; layer < layers; ++layer) {
+        rarefy::DecodeArgs args;
+        args.batch = batch, args.scale = 0.0883f, args.q = q, args.out = out, args.lse = lse;
+        args.kv = {keys[layer], values[layer], rarefy::DType::bf16, int64_t{page} * kv_heads * dim, int64_t{kv_heads} * dim, dim,
+                   static_cast<int32_t>(max_batch * pages), page, kv_heads, dim, page_table, static_cast<int32_t>(pages), kv_lens};
+        if (!dense) {
+          args.index = {ids[layer], counts, weights ? log_weights[layer] : nullptr, lists, selected};
+          if (cert) args.rel_std = lse + size_t(batch) * heads, args.out_rel_std = lse + size_t(2 * batch) * heads;
+        }
+        args.workspace = workspace, args.workspace_bytes = plan->workspace_bytes();
+        const rarefy::Status status = plan->run(args, {stream});
+        if (!status.ok()) return std::fprintf(stderr, "%s\n", status.to_string().c_str()), 1;
+      }
+      OK(cudaStreamEndCapture(stream, &graph));
+      OK(cudaGraphInstantiate(&replay, graph, 0));
+      const std::vector<float> times = timer.run(stream, 20, [&] { OK(cudaGraphLaunch(replay, stream)); });
+      const double us = times[times.size() / 2] / layers;
+      const double rows = double(batch) * lists * (dense ? kv_len : selected) * dim * 4;
+      const double entries = dense ? 0.0 : double(batch) * lists * selected * 8;
+      const double ceiling = (rows + entries) / bandwidth * 1e-6 + 5.0;
+      std::printf("%s scope=%s sparsity=%d batch=%d heads=%d/%d dim=%d kv_len=%d cert=%d: %.2f us (p10 %.2f p90 %.2f), ceiling %.2f, "
+                  "share %.3f, %.2f TB/s\n",
+                  dense ? "dense" : "sparse", query_scope ? "q" : "kv", sparsity, batch, heads, kv_heads, dim, kv_len, cert, us,
+                  times[times.size() / 10] / layers, times[times.size() * 9 / 10] / layers, ceiling, ceiling / us, rows / us * 1e-6);
+      std::fflush(stdout);
+      OK(cudaGraphExecDestroy(replay));
+      OK(cudaGraphDestroy(graph));
+      OK(cudaFree(workspace));
+    }
+    OK(cudaFree(counts));
+    for (int layer = 0; layer < layers && !dense; ++layer) {
+      OK(cudaFree(ids[layer]));
+      OK(cudaFree(log_weights[layer]));
+    }
+  }
+  return 0;
+}
