@@ -133,7 +133,7 @@ void check_device_decode(DecodeOp op, const AttentionCase& description, Attentio
   }
   const int32_t longest = *std::max_element(description.kv_lens.begin(), description.kv_lens.end());
   EXPECT_TRUE(matches_oracle(compared, expected, problem.head_dim, problem.out_dtype, longest,
-                             weight_rounding("cuda", problem.q_dtype)));
+                             weight_rounding("cuda", problem.q_dtype), problem.q_dtype == DType::f16 ? 0x1p-36 : 0.0));
 }
 
 void check_device_decode(DecodeOp op, const AttentionCase& description) {

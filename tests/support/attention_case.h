@@ -104,10 +104,12 @@ struct Got {
 // Element-wise, with eps = 2^-24, n the longest list and w the rounding of the weights p_i (2^-9 where an implementation keeps
 // them in bf16, else 0):
 //   |out - ref| <= eps_out |ref| + (c eps (8 + log2 n + 2 logit_scale) + 2 w) A
+// `variance_floor`: variance weights below this share of the largest weight squared may vanish (f16 products: 2^-36).
 // The terms cover the rounding of logits (2 logit_scale), of exponentials and sums, and of the weights in numerator and
 // denominator. The largest share of the bound in use over a test is its recorded property "worst_share".
 ::testing::AssertionResult matches_oracle(const Got& got, const ref::AttentionResult& expected, int32_t head_dim,
-                                          DType out_dtype, int32_t longest_list, double weight_rounding);
+                                          DType out_dtype, int32_t longest_list, double weight_rounding,
+                                          double variance_floor = 0.0);
 
 // Rounding of the weights by an implementation: bf16 products on the CPU; products in the type of q on CUDA.
 double weight_rounding(const std::string& implementation, DType q_dtype = DType::f32);

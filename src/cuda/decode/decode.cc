@@ -156,14 +156,17 @@ class CudaDecode final : public DecodeKernel {
     p.part_stats = reinterpret_cast<float*>(workspace + kHeaderBytes + counters_bytes_);
     p.part_sums = reinterpret_cast<float*>(workspace + kHeaderBytes + counters_bytes_ + stats_bytes_);
     p.split_capacity = split_capacity_;
-    // Blocks for the longest list that is expected; those of a longer one (dense fallback) take several splits each.
-    launch.grid_splits = max_splits(sparse ? std::max(1, args.index.max_selected) : std::max(1, p.max_kv_len));
+    // As many blocks as run at a time, for lists as long as expected; a block of a longer one (dense fallback) takes more splits.
+    const int32_t lists = args.batch * num_lists_ * columns.num_blocks;
+    const int32_t resident = num_multiprocessors_ * (columns.slots == 8 && problem_.head_dim <= 128 ? 3 : 2);
+    launch.grid_splits = std::clamp(resident / lists, 1,
+                                    max_splits(sparse ? std::max(1, args.index.max_selected) : std::max(1, p.max_kv_len)));
     launch.certificates = certificates;
-    // Up to three blocks run on a multiprocessor; each sequence has so many.
+    // Blocks of a sequence; about so many sequences are worked on at a time.
     const int32_t blocks = launch.grid_splits * num_lists_ * columns.num_blocks;
     p.full_split_tokens = split_tokens(std::max(1, p.max_selected));
     p.prefetch_table_lines = ceil_div(ceil_div(p.max_pages, 32), blocks);
-    p.prefetch_sequences = std::max(1, 3 * num_multiprocessors_ / blocks);
+    p.prefetch_sequences = std::max(1, resident / blocks);
     RAREFY_CUDA(launch_(launch, native(stream)));
 #ifndef NDEBUG
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;

@@ -23,7 +23,7 @@ struct alignas(16) Combine {
   static constexpr int kStride = T::kHeadDim + 4;  // the pad spreads slots over the banks
   float sums[T::kWarps][T::kSlots][kStride];
   float maximum[T::kWarps][T::kSlots], total[T::kWarps][T::kSlots], norms[T::kWarps][T::kSlots];
-  int last;
+  int last, group;  // whether the block has a group of splits to merge, and which
 };
 
 // One column's result over some tokens, held by one warp: lane l has dims l * kEach .. + kEach - 1.
@@ -203,38 +203,68 @@ __device__ __forceinline__ void merge_parts(const DecodeParams& p, const Place& 
   }
 }
 
-// True in the block that arrives last of `expected`; sees what the others wrote before they arrived. Leaves the counter at 0.
-template <typename T>
-__device__ bool arrive_last(int32_t* counter, int expected, Combine<T>& combine) {  // counter [1] i32
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();  // cumulative: covers what the block wrote before the barrier
-    combine.last = atomicAdd(counter, 1) == expected - 1 ? 1 : 0;
-    if (combine.last != 0) *counter = 0;
-    __threadfence();
+// The block's last arrival at a counter of its list, whose answer is not waited for until it is needed: the block whose arrival
+// completes a group of splits merges it, the one that completes the last group merges the groups. Counters end at 0.
+struct Arrival {
+  int before = -1;  // arrivals before this one; in thread 0; -1: nothing under way
+
+  __device__ static int32_t* counters(const DecodeParams& p, const Work& work) {
+    return p.counters + (work.place.list_row * p.num_column_blocks + work.place.column_block) * kCountersPerList;
   }
-  __syncthreads();
-  return combine.last != 0;
+  // Pre: a barrier since the block stored its part.
+  template <typename T>
+  __device__ __forceinline__ void arrive(const DecodeParams& p, const Work& work, int split, Combine<T>& combine) {
+    if (threadIdx.x != 0 || work.extent.num_splits == 1) return;
+    const int group = split / kMergeGroup;
+    combine.group = group;
+    before = cuda::arrive(counters(p, work) + group);
+  }
+  // Tells the block, through shared memory, whether it has a group to merge; a barrier must follow, and one must be between two calls.
+  template <typename T>
+  __device__ __forceinline__ void publish(const Work& work, Combine<T>& combine) {
+    if (threadIdx.x != 0) return;
+    const bool last = before >= 0 && before == min(kMergeGroup, work.extent.num_splits - combine.group * kMergeGroup) - 1;
+    combine.last = last ? 1 : 0;
+    before = -1;
+  }
+};
+
+template <typename T>
+__device__ __noinline__ void merge_group(const DecodeParams& p, const Work& work, Combine<T>& combine) {
+  int32_t* counters = Arrival::counters(p, work);  // [kCountersPerList] i32
+  const int group = combine.group, num_groups = ceil_div(work.extent.num_splits, kMergeGroup);
+  int first = group * kMergeGroup, count = min(kMergeGroup, work.extent.num_splits - first);
+  if (threadIdx.x == 0) counters[group] = 0;
+  for (int stride = 1;; stride = kMergeGroup, first = 0, count = num_groups) {
+    const bool final = stride > 1 || num_groups == 1;
+    merge_parts<T>(p, work.place, work.kv_head, first, stride, count, final);
+    if (final) break;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      combine.last = arrive(counters + kCountersPerList - 1) == num_groups - 1 ? 1 : 0;
+      if (combine.last != 0) counters[kCountersPerList - 1] = 0;
+    }
+    __syncthreads();
+    if (combine.last == 0) break;
+  }
+  __syncthreads();  // combine.last may be written again
 }
 
 template <typename T>
-__device__ void finish_split(const DecodeParams& p, const Place& place, const Extent& extent, int split, int kv_head,
-                             Running<T>& run, Combine<T>& combine) {
+__device__ void finish_split(const DecodeParams& p, const Work& work, int split, Running<T>& run, Combine<T>& combine) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
 #pragma unroll
   for (int n = 0; n < T::kColumnTiles; ++n) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-#pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2) run.total[n][e] += __shfl_xor_sync(0xffffffffu, run.total[n][e], lanes);
-      if (g == 0) {
-        combine.maximum[warp][n * 8 + 2 * c + e] = run.maximum[n][e];
-        combine.total[warp][n * 8 + 2 * c + e] = run.total[n][e];
-      }
+    const auto over_tokens = [](float value) {
+      value += __shfl_xor_sync(0xffffffffu, value, 1);
+      return value + __shfl_xor_sync(0xffffffffu, value, 2);
+    };
+    const float total = over_tokens(run.total[n]), norms = T::kCertificates ? over_tokens(run.norms[n]) : 0.0f;
+    if (c == 0) {
+      combine.maximum[warp][n * 8 + g] = run.maximum[n];
+      combine.total[warp][n * 8 + g] = total;
+      combine.norms[warp][n * 8 + g] = norms;
     }
-    run.norms[n] += __shfl_xor_sync(0xffffffffu, run.norms[n], 1);
-    run.norms[n] += __shfl_xor_sync(0xffffffffu, run.norms[n], 2);
-    if (c == 0) combine.norms[warp][n * 8 + g] = run.norms[n];
 #pragma unroll
     for (int tile = 0; tile < T::kDimTiles; ++tile) {
       constexpr int kWords = T::kValueElements / 2;
@@ -249,7 +279,7 @@ __device__ void finish_split(const DecodeParams& p, const Place& place, const Ex
 
   constexpr float kUnscale = 1.0f / T::kWeightScale;
   constexpr int kEach = ColumnPart<T>::kEach;
-  for (int column = warp; column < place.num_columns; column += T::kWarps) {
+  for (int column = warp; column < work.place.num_columns; column += T::kWarps) {
     const int variance = T::kColumns % T::kSlots + column;
     ColumnPart<T> part;
 #pragma unroll
@@ -268,24 +298,11 @@ __device__ void finish_split(const DecodeParams& p, const Place& place, const Ex
         for (int i = 0; i < kEach; ++i) part.variance_sums[i] += squared * combine.sums[w][variance][lane * kEach + i];
       }
     }
-    if (extent.num_splits == 1) {
-      write_column<T>(p, place, kv_head, column, part);
+    if (work.extent.num_splits == 1) {
+      write_column<T>(p, work.place, work.kv_head, column, part);
     } else {
-      store_part<T>(p, place, split, column, part);
+      store_part<T>(p, work.place, split, column, part);
     }
-  }
-  if (extent.num_splits == 1) return;
-
-  const int group = split / kMergeGroup, num_groups = ceil_div(extent.num_splits, kMergeGroup);
-  const int group_size = min(kMergeGroup, extent.num_splits - group * kMergeGroup);
-  int32_t* counters = p.counters + (place.list_row * p.num_column_blocks + place.column_block) *
-                                       kCountersPerList;  // [kCountersPerList] i32
-  if (!arrive_last<T>(counters + group, group_size, combine)) return;
-  int first = group * kMergeGroup, stride = 1, count = group_size;
-  for (bool final = num_groups == 1;; final = true) {
-    merge_parts<T>(p, place, kv_head, first, stride, count, final);
-    if (final || !arrive_last<T>(counters + kCountersPerList - 1, num_groups, combine)) return;
-    first = 0, stride = kMergeGroup, count = num_groups;
   }
 }
 

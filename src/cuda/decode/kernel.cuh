@@ -19,16 +19,20 @@ struct Rows {
   uint32_t values[T::kTiles][4][T::kValueLoads][T::kValueBytes / 4];
 };
 
-// `row_of` points to the step's first token.
+// What a lane needs to know of its block: bases and the shared addresses of its own entries for the first token of the stage.
+struct Lane {
+  const char* keys;    // [num_rows, head_dim] kv_dtype; this lane's 16 bytes of a row
+  const char* values;  // [num_rows, head_dim] kv_dtype; this lane's kValueBytes of a row
+  uint32_t key_rows, value_rows, log2_weight, missing, token, queries;  // shared addresses
+};
+
 template <typename T>
-__device__ __forceinline__ void load_keys(Rows<T>& rows, const char* lane_keys,  // lane_keys [num_rows, head_dim] kv_dtype
-                                          const uint32_t* row_of) {              // row_of [kStepTokens] u32
-  const int g = threadIdx.x % 32 / 4;
+__device__ __forceinline__ void load_keys(Rows<T>& rows, const Lane& lane, int first) {
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const char* address = lane_keys + static_cast<uint64_t>(row_of[tile * 16 + half * 8 + g]) * 16;
+      const char* address = lane.keys + uint64_t{load_shared(lane.key_rows + (first + tile * 16 + half * 8) * 4)} * 16;
 #pragma unroll
       for (int i = 0; i < T::kKeyLoads; ++i) load_streaming<16, T::kRowBytes>(rows.keys[tile][half][i], address + i * 64);
     }
@@ -36,18 +40,15 @@ __device__ __forceinline__ void load_keys(Rows<T>& rows, const char* lane_keys, 
 }
 
 template <typename T>
-__device__ __forceinline__ void load_values(Rows<T>& rows,
-                                            const char* lane_values,   // lane_values [num_rows, head_dim] kv_dtype
-                                            const uint32_t* row_of) {  // row_of [kStepTokens] u32
-  const int c = threadIdx.x % 4;
+__device__ __forceinline__ void load_values(Rows<T>& rows, const Lane& lane, int first) {
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint2 pair = *reinterpret_cast<const uint2*>(row_of + tile * 16 + half * 8 + 2 * c);
+      const uint2 pair = load_shared2(lane.value_rows + (first + tile * 16 + half * 8) * 4);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const char* address = lane_values + static_cast<uint64_t>(r == 0 ? pair.x : pair.y) * 16;
+        const char* address = lane.values + uint64_t{r == 0 ? pair.x : pair.y} * 16;
 #pragma unroll
         for (int j = 0; j < T::kValueLoads; ++j) {
           load_streaming<T::kValueBytes, T::kRowBytes>(rows.values[tile][half * 2 + r][j],
@@ -58,284 +59,317 @@ __device__ __forceinline__ void load_values(Rows<T>& rows,
   }
 }
 
-// scores[tile][n][0..3] = k . q of (token g, slot 2c), (g, 2c + 1), (g + 8, 2c), (g + 8, 2c + 1) of column tile n.
+// scores[tile][half][0..3] = q . k of (slot g, token 2c), (g, 2c + 1), (g + 8, 2c), (g + 8, 2c + 1), tokens 8 * half on.
 template <typename T>
-__device__ __forceinline__ void score(const Rows<T>& rows, const uint4* q,  // q [kSlots, head_dim] 16 bits; padded rows
-                                      float (&scores)[T::kTiles][T::kColumnTiles][4]) {
-  constexpr int kQueryStride = T::kHeadDim / 8 + 1;  // in uint4; the pad spreads rows over the banks
-  const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+__device__ __forceinline__ void score(const Rows<T>& rows, const Lane& lane, float (&scores)[T::kTiles][2][4]) {
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
 #pragma unroll
-    for (int n = 0; n < T::kColumnTiles; ++n) {
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[tile][n][e] = 0.0f;
+      for (int e = 0; e < 4; ++e) scores[tile][half][e] = 0.0f;
     }
   }
 #pragma unroll
   for (int i = 0; i < T::kKeyLoads; ++i) {
 #pragma unroll
-    for (int n = 0; n < T::kColumnTiles; ++n) {
-      constexpr int kQueryLoads = 2 / T::kKvBytes;  // 16 bytes of 16-bit elements match 16 / kKvBytes key elements
-      uint4 q_part[kQueryLoads];
-#pragma unroll
-      for (int part = 0; part < kQueryLoads; ++part) {
-        q_part[part] = q[(n * 8 + g) * kQueryStride + (i * 4 + c) * kQueryLoads + part];
-      }
+    for (int k = 0; k < T::kKeySteps; ++k) {
+      const uint4 a = load_shared4_again(lane.queries + (i * T::kKeySteps + k) * 512);
 #pragma unroll
       for (int tile = 0; tile < T::kTiles; ++tile) {
-        const uint32_t(&low)[4] = rows.keys[tile][0][i], (&high)[4] = rows.keys[tile][1][i];
-        float(&d)[4] = scores[tile][n];
-        if constexpr (T::kKvBytes == 2) {
-          mma_16x8x16<T::kBf16>(d, low[0], high[0], low[1], high[1], q_part[0].x, q_part[0].y);
-          mma_16x8x16<T::kBf16>(d, low[2], high[2], low[3], high[3], q_part[0].z, q_part[0].w);
-        } else {
 #pragma unroll
-          for (int word = 0; word < 4; ++word) {
-            const uint2 wide_low = widen_e4m3<T::kBf16>(low[word]), wide_high = widen_e4m3<T::kBf16>(high[word]);
-            const uint4 q_words = q_part[word / 2];
-            mma_16x8x16<T::kBf16>(d, wide_low.x, wide_high.x, wide_low.y, wide_high.y,
-                                  word % 2 == 0 ? q_words.x : q_words.z, word % 2 == 0 ? q_words.y : q_words.w);
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t(&key)[4] = rows.keys[tile][half][i];
+          uint2 b;
+          if constexpr (T::kKvBytes == 2) {
+            b = {key[2 * k], key[2 * k + 1]};
+          } else {
+            b = widen_e4m3<T::kBf16>(key[k]);
           }
+          mma_16x8x16<T::kBf16>(scores[tile][half], a.x, a.y, a.z, a.w, b.x, b.y);
         }
       }
     }
   }
 }
 
-// One warp's running result. Lane (g, c): slots 2c and 2c + 1 of each column tile; sums of dims g * kValueElements + ... of each
-// load. A slot holds a column's weighted sum or, with certificates, the sum under the weights of its variance.
+// One warp's running result. Lane (g, c): maximum, total and norms of slots g and g + 8 (of its own tokens, but for the maximum); sums
+// of slots 2c and 2c + 1 of each column tile, dims g * kValueElements + ... of each load. A slot holds a column's weighted sum or,
+// with certificates, the sum under the weights of its variance.
 template <typename T>
 struct Running {
-  float maximum[T::kColumnTiles][2];  // log2 units; the same in all lanes of equal c
-  float total[T::kColumnTiles][2];    // this lane's tokens only
-  float norms[T::kColumnTiles];       // slot g: sum of variance weight times |v|^2, this lane's tokens only
+  float maximum[T::kColumnTiles];  // log2 units
+  float total[T::kColumnTiles];
+  float norms[T::kColumnTiles];  // sum of variance weight times |v|^2
   float sums[T::kDimTiles][T::kColumnTiles][4];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int n = 0; n < T::kColumnTiles; ++n) {
+      maximum[n] = -INFINITY, total[n] = norms[n] = 0.0f;
+#pragma unroll
+      for (int tile = 0; tile < T::kDimTiles; ++tile) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[tile][n][e] = 0.0f;
+      }
+    }
+  }
 };
 
-// Whether this lane's slots of column tile n hold variance sums: the upper half of the slots, with certificates.
+// Whether slot n * 8 + g holds variance sums: the upper half of the slots does, with certificates.
 template <typename T>
 __device__ __forceinline__ bool holds_variance(int n) {
-  return T::kCertificates && (T::kColumnTiles == 1 ? threadIdx.x % 4 >= 2 : n == 1);
+  return T::kCertificates && (T::kColumnTiles == 1 ? threadIdx.x % 32 >= 16 : n == 1);
 }
 
 // Raises the maxima to cover new scores and rescales what was summed under the old ones.
 template <typename T>
-__device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&scores)[T::kTiles][T::kColumnTiles][4]) {
+__device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&scores)[T::kTiles][2][4]) {
   bool raised = false;
-  float raised_to[T::kColumnTiles][2];
+  float raised_to[T::kColumnTiles];
 #pragma unroll
   for (int n = 0; n < T::kColumnTiles; ++n) {
+    float largest = run.maximum[n];
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float largest = run.maximum[n][e];
+    for (int tile = 0; tile < T::kTiles; ++tile) {
 #pragma unroll
-      for (int tile = 0; tile < T::kTiles; ++tile)
-        largest = fmaxf(largest, fmaxf(scores[tile][n][e], scores[tile][n][e + 2]));
-#pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
-      raised_to[n][e] = largest;
-      raised = raised || largest > run.maximum[n][e];
+      for (int half = 0; half < 2; ++half) {
+        largest = fmaxf(largest, fmaxf(scores[tile][half][2 * n], scores[tile][half][2 * n + 1]));
+      }
     }
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    raised_to[n] = largest;
+    raised = raised || largest > run.maximum[n];
   }
   if (!__any_sync(0xffffffffu, raised)) return;
+  const int c = threadIdx.x % 4;
 #pragma unroll
   for (int n = 0; n < T::kColumnTiles; ++n) {
-    float factor[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      factor[e] = raised_to[n][e] > run.maximum[n][e] ? exp2_approximate(run.maximum[n][e] - raised_to[n][e]) : 1.0f;
-      if (holds_variance<T>(n)) factor[e] *= factor[e];
-      run.maximum[n][e] = raised_to[n][e];
-      run.total[n][e] *= factor[e];
-    }
+    float factor = raised_to[n] > run.maximum[n] ? exp2_approximate(run.maximum[n] - raised_to[n]) : 1.0f;
+    if (holds_variance<T>(n)) factor *= factor;
+    run.maximum[n] = raised_to[n];
+    run.total[n] *= factor;
+    run.norms[n] *= factor;
+    const float even = __shfl_sync(0xffffffffu, factor, 8 * c), odd = __shfl_sync(0xffffffffu, factor, 8 * c + 4);
 #pragma unroll
     for (int tile = 0; tile < T::kDimTiles; ++tile) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) run.sums[tile][n][e] *= factor[e & 1];
-    }
-    if constexpr (T::kCertificates) {
-      const int g = threadIdx.x % 32 / 4;
-      const float even = __shfl_sync(0xffffffffu, factor[0], g / 2), odd = __shfl_sync(0xffffffffu, factor[1], g / 2);
-      run.norms[n] *= (g & 1) != 0 ? odd : even;
+      run.sums[tile][n][0] *= even, run.sums[tile][n][1] *= odd;
+      run.sums[tile][n][2] *= even, run.sums[tile][n][3] *= odd;
     }
   }
 }
 
-// Attends to kStepTokens tokens whose rows are in registers. After their keys are used, `load_next_keys` may fill them again, after
-// the values `load_next_values`: so that every warp always has rows in flight.
-template <typename T, typename LoadKeys, typename LoadValues>
-__device__ __forceinline__ void attend_step(Running<T>& run, Rows<T>& rows, const Stage<T>& stage, int first,
-                                            const uint4* q, const DecodeParams& p, float scale,
-                                            const int* last_visible,  // [kSlots] i32
-                                            LoadKeys load_next_keys, LoadValues load_next_values) {
-  constexpr float kLog2E = 1.4426950408889634f;
-  const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-  float scores[T::kTiles][T::kColumnTiles][4];
-  score<T>(rows, q, scores);
-  load_next_keys();
+// Weighted sums of the values of one tile; `weights` is the tile's transposed matrix of weights [tokens, slots] as it comes out of the
+// scores: no shuffle between the two products.
+template <typename T>
+__device__ __forceinline__ void add_values(Running<T>& run, const uint32_t (&values)[4][T::kValueLoads][T::kValueBytes / 4],
+                                           const uint32_t (&weights)[2][T::kColumnTiles]) {
+  float norm[4] = {};  // |v|^2 of this lane's four tokens, this lane's dims
+#pragma unroll
+  for (int j = 0; j < T::kValueLoads; ++j) {
+    constexpr int kWords = T::kValueElements / 2;  // pairs of 16-bit elements in one load
+    uint32_t wide[4][kWords];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+#pragma unroll
+      for (int word = 0; word < T::kValueBytes / 4; ++word) {
+        if constexpr (T::kKvBytes == 2) {
+          wide[r][word] = values[r][j][word];
+        } else {
+          const uint2 pair = widen_e4m3<T::kBf16>(values[r][j][word]);
+          wide[r][2 * word] = pair.x, wide[r][2 * word + 1] = pair.y;
+        }
+      }
+    }
+    if constexpr (T::kCertificates) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+#pragma unroll
+        for (int word = 0; word < kWords; ++word) {
+          const float2 v = unpack2<T::kBf16>(wide[r][word]);
+          norm[r] = fmaf(v.x, v.x, fmaf(v.y, v.y, norm[r]));
+        }
+      }
+    }
+#pragma unroll
+    for (int word = 0; word < kWords; ++word) {
+      const uint32_t a0 = __byte_perm(wide[0][word], wide[1][word], 0x5410);
+      const uint32_t a1 = __byte_perm(wide[0][word], wide[1][word], 0x7632);
+      const uint32_t a2 = __byte_perm(wide[2][word], wide[3][word], 0x5410);
+      const uint32_t a3 = __byte_perm(wide[2][word], wide[3][word], 0x7632);
+#pragma unroll
+      for (int n = 0; n < T::kColumnTiles; ++n) {
+        mma_16x8x16<T::kBf16>(run.sums[j * kWords + word][n], a0, a1, a2, a3, weights[0][n], weights[1][n]);
+      }
+    }
+  }
+  if constexpr (T::kCertificates) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) norm[r] += __shfl_xor_sync(0xffffffffu, norm[r], lanes);
+    }
+#pragma unroll
+    for (int n = 0; n < T::kColumnTiles; ++n) {
+      const float2 low = unpack2<T::kBf16>(weights[0][n]), high = unpack2<T::kBf16>(weights[1][n]);
+      run.norms[n] += low.x * norm[0] + low.y * norm[1] + high.x * norm[2] + high.y * norm[3];
+    }
+  }
+}
 
-  const bool capped = p.soft_cap > 0.0f, causal = p.num_queries > 1;
-  const float log2_scale = capped ? kLog2E : scale * kLog2E, cap_scale = capped ? scale / p.soft_cap : 0.0f;
+// Attends to kStepTokens tokens, from `first` of the stage on, whose rows are in registers. Once their keys are used, the keys of
+// `next` are fetched in their place, and so for the values, so that every warp always has rows under way; next < 0: no more.
+template <typename T>
+__device__ __forceinline__ void attend_step(Running<T>& run, Rows<T>& rows, const Lane& lane, int first, int next,
+                                            const DecodeParams& p, float scale,
+                                            const int* last_visible) {  // last_visible [kSlots] i32
+  constexpr float kLog2E = 1.4426950408889634f;
+  float scores[T::kTiles][2][4];
+  score<T>(rows, lane, scores);
+  if (next >= 0) load_keys<T>(rows, lane, next);
+
   // Logits in log2 units, log weight included; a missing token's log weight is -inf.
+  const bool capped = p.soft_cap > 0.0f;
+  const float log2_scale = capped ? kLog2E : scale * kLog2E;
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int token = first + tile * 16 + half * 8 + g;
-      const float log_weight = stage.log2_weight[token];
+      const uint2 pair = load_shared2(lane.log2_weight + (first + tile * 16 + half * 8) * 4);
 #pragma unroll
-      for (int n = 0; n < T::kColumnTiles; ++n) {
+      for (int e = 0; e < T::kColumnTiles * 2; ++e) {
+        float& logit = scores[tile][half][e];
+        if (capped) logit = p.soft_cap * tanhf(logit * (scale / p.soft_cap));
+        logit = fmaf(logit, log2_scale, __uint_as_float(e % 2 == 0 ? pair.x : pair.y));
+      }
+    }
+  }
+  if (p.num_queries > 1) {
+    const int g = threadIdx.x % 32 / 4;
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& logit = scores[tile][n][half * 2 + e];
-          if (capped) logit = p.soft_cap * tanhf(logit * cap_scale);
-          logit = fmaf(logit, log2_scale, log_weight);
-          if (causal && stage.token[token] > last_visible[n * 8 + 2 * c + e]) logit = -INFINITY;
+    for (int tile = 0; tile < T::kTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint2 token = load_shared2(lane.token + (first + tile * 16 + half * 8) * 4);
+#pragma unroll
+        for (int e = 0; e < T::kColumnTiles * 2; ++e) {
+          if (static_cast<int>(e % 2 == 0 ? token.x : token.y) > last_visible[e / 2 * 8 + g])
+            scores[tile][half][e] = -INFINITY;
         }
       }
     }
   }
   raise_maximum<T>(run, scores);
 
-  uint32_t weights[T::kTiles][T::kColumnTiles][2];
+  uint32_t weights[T::kTiles][2][T::kColumnTiles];
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float missing =
-          T::kCertificates ? stage.missing[T::kCertificates ? first + tile * 16 + half * 8 + g : 0] : 0.0f;
+      uint2 missing = {};  // floats: 1 - inclusion probability of the two tokens
+      if constexpr (T::kCertificates) missing = load_shared2(lane.missing + (first + tile * 16 + half * 8) * 4);
 #pragma unroll
       for (int n = 0; n < T::kColumnTiles; ++n) {
-        float weight[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float maximum = run.maximum[n][e] == -INFINITY ? 0.0f : run.maximum[n][e];
-          weight[e] = exp2_approximate(scores[tile][n][half * 2 + e] - maximum);
-          if (holds_variance<T>(n)) weight[e] = weight[e] * weight[e] * missing;
-          weight[e] *= T::kWeightScale;
+        const float maximum = run.maximum[n] == -INFINITY ? 0.0f : run.maximum[n];
+        float even = exp2_approximate(scores[tile][half][2 * n] - maximum);
+        float odd = exp2_approximate(scores[tile][half][2 * n + 1] - maximum);
+        if (holds_variance<T>(n)) {
+          even *= even * __uint_as_float(missing.x);
+          odd *= odd * __uint_as_float(missing.y);
         }
-        const uint32_t packed = pack2<T::kBf16>(weight[0], weight[1]);
+        const uint32_t packed = pack2<T::kBf16>(even * T::kWeightScale, odd * T::kWeightScale);
         // The total sums the weights as rounded, so that rounding cancels between the sums and the total.
         const float2 rounded = unpack2<T::kBf16>(packed);
-        run.total[n][0] += rounded.x;
-        run.total[n][1] += rounded.y;
-        weights[tile][n][half] = transpose_8x8(packed);
+        run.total[n] += rounded.x + rounded.y;
+        weights[tile][half][n] = packed;
       }
     }
   }
-
 #pragma unroll
-  for (int tile = 0; tile < T::kTiles; ++tile) {
-    float norm[4] = {};  // |v|^2 of this lane's four tokens, this lane's dims
-#pragma unroll
-    for (int j = 0; j < T::kValueLoads; ++j) {
-      constexpr int kWords = T::kValueElements / 2;  // pairs of 16-bit elements in one load
-      uint32_t wide[4][kWords];
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-#pragma unroll
-        for (int word = 0; word < T::kValueBytes / 4; ++word) {
-          if constexpr (T::kKvBytes == 2) {
-            wide[r][word] = rows.values[tile][r][j][word];
-          } else {
-            const uint2 pair = widen_e4m3<T::kBf16>(rows.values[tile][r][j][word]);
-            wide[r][2 * word] = pair.x, wide[r][2 * word + 1] = pair.y;
-          }
-        }
-      }
-      if constexpr (T::kCertificates) {
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-#pragma unroll
-          for (int word = 0; word < kWords; ++word) {
-            const float2 v = unpack2<T::kBf16>(wide[r][word]);
-            norm[r] = fmaf(v.x, v.x, fmaf(v.y, v.y, norm[r]));
-          }
-        }
-      }
-#pragma unroll
-      for (int word = 0; word < kWords; ++word) {
-        const uint32_t a0 = __byte_perm(wide[0][word], wide[1][word], 0x5410);
-        const uint32_t a1 = __byte_perm(wide[0][word], wide[1][word], 0x7632);
-        const uint32_t a2 = __byte_perm(wide[2][word], wide[3][word], 0x5410);
-        const uint32_t a3 = __byte_perm(wide[2][word], wide[3][word], 0x7632);
-#pragma unroll
-        for (int n = 0; n < T::kColumnTiles; ++n) {
-          mma_16x8x16<T::kBf16>(run.sums[j * kWords + word][n], a0, a1, a2, a3, weights[tile][n][0], weights[tile][n][1]);
-        }
-      }
-    }
-    if constexpr (T::kCertificates) {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-#pragma unroll
-        for (int lanes = 4; lanes < 32; lanes *= 2) norm[r] += __shfl_xor_sync(0xffffffffu, norm[r], lanes);
-      }
-#pragma unroll
-      for (int n = 0; n < T::kColumnTiles; ++n) {
-        const float2 low = unpack2<T::kBf16>(weights[tile][n][0]), high = unpack2<T::kBf16>(weights[tile][n][1]);
-        run.norms[n] += low.x * norm[0] + low.y * norm[1] + high.x * norm[2] + high.y * norm[3];
-      }
-    }
-  }
-  load_next_values();
+  for (int tile = 0; tile < T::kTiles; ++tile) add_values<T>(run, rows.values[tile], weights[tile]);
+  if (next >= 0) load_values<T>(rows, lane, next);
 }
 
 template <typename T>
 __global__ __launch_bounds__(T::kThreads,
                              T::kBlocksPerMultiprocessor) void decode_kernel(const __grid_constant__ DecodeParams p) {
   __shared__ Stage<T> stage;
-  __shared__ uint4 q[T::kSlots * (T::kHeadDim / 8 + 1)];
+  __shared__ uint4 queries[T::kHeadDim / 16 * 32];  // by step of 16 dims and lane, as the matrix instruction wants them
   __shared__ Combine<T> combine;
   __shared__ int last_visible[T::kSlots];  // token that a slot's query stands at
+  __shared__ Work work;                    // kept out of registers, which the loop below needs for rows
 
-  const Place place(p);
-  allow_next_kernel();
-  prefetch_lists(p, place, T::kThreads);
-  wait_for_earlier_kernels();
-
-  const Extent extent(p, place);
-  load_queries<T>(p, place, q);
-  if (static_cast<int>(blockIdx.x) >= extent.num_splits) return;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
-  const int kv_head = p.lists_per_kv_head == 1 ? place.list : place.list / p.lists_per_kv_head;
-  const float scale = p.scale * (p.key_scales != nullptr ? p.key_scales[kv_head] : 1.0f);
-  const char* lane_keys = p.keys + kv_head * p.head_bytes + c * 16;
-  const char* lane_values = p.values + kv_head * p.head_bytes + g * T::kValueBytes;
-  if (p.num_queries > 1 && threadIdx.x < T::kSlots) {
-    last_visible[threadIdx.x] = extent.kv_len - p.num_queries + place.query_of(p, threadIdx.x % T::kColumns);
+  float scale = p.scale;
+  Lane lane;
+  {
+    const Place place(p);
+    allow_next_kernel();
+    prefetch_lists(p, place, T::kThreads);
+    wait_for_earlier_kernels();
+    const Extent extent(p, place);
+    load_queries<T>(p, place, queries);
+    if (static_cast<int>(blockIdx.x) >= extent.num_splits) return;
+    const int kv_head = p.lists_per_kv_head == 1 ? place.list : place.list / p.lists_per_kv_head;
+    if (p.key_scales != nullptr) scale *= p.key_scales[kv_head];
+    if (p.num_queries > 1 && threadIdx.x < T::kSlots) {
+      last_visible[threadIdx.x] = extent.kv_len - p.num_queries + place.query_of(p, threadIdx.x % T::kColumns);
+    }
+    lane.keys = p.keys + kv_head * p.head_bytes + threadIdx.x % 4 * 16;
+    lane.values = p.values + kv_head * p.head_bytes + threadIdx.x % 32 / 4 * T::kValueBytes;
+    if (threadIdx.x == 0) work = {place, extent, kv_head};
+    __syncthreads();
   }
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+  asm volatile("" : "+l"(lane.keys), "+l"(lane.values));  // kept in registers, not rebuilt from the parameters at every use
+  lane.key_rows = shared_address(stage.row + g);
+  lane.value_rows = shared_address(stage.row + 2 * c);
+  lane.log2_weight = shared_address(stage.log2_weight + 2 * c);
+  lane.missing = shared_address(stage.missing) + 8 * c;
+  lane.token = shared_address(stage.token + 2 * c);
+  lane.queries = shared_address(queries + threadIdx.x % 32);
 
-  for (int split = blockIdx.x; split < extent.num_splits; split += gridDim.x) {
-    Running<T> run = {};
-#pragma unroll
-    for (int n = 0; n < T::kColumnTiles; ++n) run.maximum[n][0] = run.maximum[n][1] = -INFINITY;
-    const int split_end = min((split + 1) * extent.split_tokens, extent.num_tokens);
-    for (int segment = split * extent.split_tokens; segment < split_end; segment += T::kSegment) {
-      const int count = min(T::kSegment, split_end - segment);
-      __syncthreads();  // the stage is no longer read
-      if (!fill_stage<T>(p, place, extent, segment, count, stage)) continue;
-      constexpr int kStride = T::kWarps * T::kStepTokens;
-      int first = warp * T::kStepTokens;
+  // While a segment's results are put away, the rows of the next one are looked up.
+  Segment<T> segment = Segment<T>::first(work.extent, blockIdx.x);
+  StageLoads<T> loads;
+  if (segment.count > 0) loads.load_ids(p, work, segment), loads.load_pages(p, work);
+  bool filled = segment.count > 0 && loads.store(p, work, segment, stage);
+  Arrival arrival;
+  Running<T> run;
+  run.clear();
+  while (true) {
+    constexpr int kStride = T::kWarps * T::kStepTokens;
+    int first = warp * T::kStepTokens;
+    if (filled && first < segment.count) {
       Rows<T> rows;
-      if (first < count) {
-        load_keys<T>(rows, lane_keys, stage.row + first);
-        load_values<T>(rows, lane_values, stage.row + first);
-      }
-      for (; first < count; first += kStride) {
-        const bool more = first + kStride < count;
-        const auto next_keys = [&] {
-          if (more) load_keys<T>(rows, lane_keys, stage.row + first + kStride);
-        };
-        const auto next_values = [&] {
-          if (more) load_values<T>(rows, lane_values, stage.row + first + kStride);
-        };
-        attend_step<T>(run, rows, stage, first, q, p, scale, last_visible, next_keys, next_values);
+      load_keys<T>(rows, lane, first);
+      load_values<T>(rows, lane, first);
+      for (; first < segment.count; first += kStride) {
+        attend_step<T>(run, rows, lane, first, first + kStride < segment.count ? first + kStride : -1, p, scale,
+                       last_visible);
       }
     }
-    finish_split<T>(p, place, extent, split, kv_head, run, combine);
+    const Segment<T> next = segment.next(work.extent);
+    const bool more = next.split < work.extent.num_splits;
+    if (more) loads.load_ids(p, work, next);
+    if (segment.ends_split) {
+      finish_split<T>(p, work, segment.split, run, combine);
+      run.clear();
+    }
+    if (more) loads.load_pages(p, work);
+    // Everybody's partial results are stored, and the stage is no longer read.
+    arrival.publish<T>(work, combine);
+    __syncthreads();
+    if (combine.last != 0) merge_group<T>(p, work, combine);
+    if (segment.ends_split) arrival.arrive<T>(p, work, segment.split, combine);
+    if (!more) break;
+    filled = loads.store(p, work, next, stage);
+    segment = next;
   }
+  __syncthreads();
+  arrival.publish<T>(work, combine);
+  __syncthreads();
+  if (combine.last != 0) merge_group<T>(p, work, combine);
 }
 
 }  // namespace rarefy::cuda

@@ -15,8 +15,8 @@ struct DecodeTraits {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
   static constexpr int kSlots = 8 * kColumnTiles, kColumns = kCertificates ? kSlots / 2 : kSlots;
   static constexpr int kRowBytes = kHeadDim * kKvBytes;
-  // Keys: lane (g, c) loads 16 bytes of rows g and g + 8 out of every 64 bytes.
-  static constexpr int kKeyLoads = kRowBytes / 64, kKeyElements = 16 / kKvBytes;
+  // Keys: lane (g, c) loads 16 bytes of rows g and g + 8 out of every 64 bytes, which are one or two steps of 16 dims.
+  static constexpr int kKeyLoads = kRowBytes / 64, kKeySteps = 4 / kKvBytes;  // of 16 dims each
   // Values: lane (g, c) loads kValueBytes of rows 2c, 2c + 1, 2c + 8, 2c + 9 out of every 8 * kValueBytes bytes.
   static constexpr int kValueBytes = kRowBytes >= 128 ? 16 : 8;
   static constexpr int kValueLoads = kRowBytes / (8 * kValueBytes), kValueElements = kValueBytes / kKvBytes;
@@ -26,7 +26,7 @@ struct DecodeTraits {
   static constexpr int kDimTiles = kHeadDim / 16;
   // Registers: 8 KB of rows in flight per warp, sums, addresses: 168 allow three blocks of four warps.
   static constexpr int kBlocksPerMultiprocessor = kColumnTiles == 1 && kHeadDim <= 128 ? 3 : 2;
-  static constexpr int kSegment = 512;  // tokens whose row offsets are looked up at once
+  static constexpr int kSegment = 256;  // tokens whose row offsets are looked up at once
   // f16 weights are scaled so that those 2^-24 of the largest keep 11 bits.
   static constexpr float kWeightScale = kBf16 ? 1.0f : 4096.0f;
 };

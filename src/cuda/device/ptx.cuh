@@ -51,12 +51,37 @@ __device__ __forceinline__ void prefetch_l2(const void* address) {  // not a ten
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-// Transposes an 8x8 matrix of 16-bit elements held by a warp: lane (g, c) = (lane / 4, lane % 4) holds row g, columns 2c and
-// 2c + 1 before and after.
-__device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
-  uint32_t result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(fragment));
-  return result;
+// Shared memory by its 32-bit address, which the compiler would otherwise rebuild from a generic one at every use.
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {  // not a tensor: any shared memory
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+  asm volatile("" : "+r"(address));
+  return address;
+}
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+__device__ __forceinline__ uint2 load_shared2(uint32_t address) {  // 8-byte aligned
+  uint2 value;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
+  return value;
+}
+// Volatile: read again at every use, where the assembler would otherwise keep a loop's worth of values in registers.
+__device__ __forceinline__ uint4 load_shared4_again(uint32_t address) {  // 16-byte aligned
+  uint4 value;
+  asm volatile("ld.volatile.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address));
+  return value;
+}
+
+// One more arrival at a counter in device memory: what this thread (and, after a barrier, its block) wrote before is visible to
+// whoever sees the count, and the other way round.
+__device__ __forceinline__ int32_t arrive(int32_t* counter) {  // counter [1] i32
+  int32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
 }
 
 // d += a b with a [16, 16] (row-major), b [16, 8] (column-major) of 16-bit elements, d [16, 8] f32. Lane (g, c) holds
