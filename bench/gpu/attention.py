@@ -98,7 +98,7 @@ class Bench:
         import torch
         self.torch, self.options, self.timer, self.read_tb_s = torch, options, timer, read_tb_s
         self.dtype = {"bf16": torch.bfloat16, "f16": torch.float16}[options.dtype]
-        self.facts = {"dtype": options.dtype, "kv_dtype": options.dtype, "replays": options.replays, "read_method": read_method, **machine}
+        self.facts = {"table": options.table, "dtype": options.dtype, "kv_dtype": options.dtype, "replays": options.replays, "read_method": read_method, **machine}
         self.failures = []
 
     def measure(self, make, name, expected=None):
