@@ -118,7 +118,7 @@ class Rarefy(Arm):
         self.plan = rarefy.DecodePlan(
             "sparse" if slot_lists else "dense", num_q_heads=shape.num_q_heads, num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim, q_dtype=kv_dtype, kv_dtype=kv_dtype, out_dtype=kv_dtype, page_size=shape.page_size,
-            max_batch=shape.batch, device=caches.device, **options)
+            max_batch=shape.batch, max_kv_len=shape.kv_len, device=caches.device, **options)
         self.implementation = self.plan.implementation
         self.workspace = aligned_bytes(self.plan.workspace_bytes, caches.device)
         self.plan.prepare_workspace(self.workspace)

@@ -296,6 +296,7 @@ typedef struct rarefy_decode_problem {
   int32_t sink_logit;   /* not 0: a logit per query head enters the denominator only */
   int32_t max_batch;    /* sequences of one run; 0 = 1 */
   int32_t max_selected; /* capacity of one list; sparse only */
+  int32_t max_kv_len;   /* longest sequence, for the size of a CUDA workspace; 0 = any */
 } rarefy_decode_problem;
 
 /* One layer of a cache. A row, one token of one KV head, is contiguous. Strides count elements; all three 0: pages are

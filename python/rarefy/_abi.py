@@ -42,7 +42,7 @@ DecodeProblemStruct = _struct(
     "rarefy_decode_problem", ("op", _i32), ("device_kind", _i32), ("device_index", _i32), ("num_q_heads", _i32),
     ("num_kv_heads", _i32), ("head_dim", _i32), ("q_dtype", _i32), ("kv_dtype", _i32), ("out_dtype", _i32), ("page_size", _i32),
     ("num_queries", _i32), ("scope", _i32), ("logit_soft_cap", _f32), ("sink_logit", _i32), ("max_batch", _i32),
-    ("max_selected", _i32))
+    ("max_selected", _i32), ("max_kv_len", _i32))
 DecodeArgsStruct = _struct(
     "rarefy_decode_args", ("batch", _i32), ("scale", _f32), ("q", _ptr), ("kv", ctypes.POINTER(PagedKvStruct)),
     ("index", ctypes.POINTER(IndexSetStruct)), ("sink_logits", _ptr), ("out", _ptr), ("lse", _ptr), ("rel_std", _ptr),

@@ -102,7 +102,7 @@ class DecodePlan(_Plan):
 
     def __init__(self, op: str, *, num_q_heads: int, num_kv_heads: int, head_dim: int, q_dtype=None, kv_dtype=None, out_dtype=None,
                  page_size: int = 16, num_queries: int = 1, scope: str = "kv_head", logit_soft_cap: float = 0.0,
-                 sink_logit: bool = False, max_batch: int = 1, max_selected: int = 0, device="cpu"):
+                 sink_logit: bool = False, max_batch: int = 1, max_selected: int = 0, max_kv_len: int = 0, device="cpu"):
         library = _abi.library()
         self.op = op
         self.device, self.device_index = _device(device)
@@ -114,7 +114,8 @@ class DecodePlan(_Plan):
             q_dtype=_code(_abi.DTYPES, "q_dtype", self.q_dtype), kv_dtype=_code(_abi.DTYPES, "kv_dtype", self.kv_dtype),
             out_dtype=_code(_abi.DTYPES, "out_dtype", self.out_dtype), page_size=page_size, num_queries=num_queries,
             scope=_code(_abi.SCOPES, "scope", scope), logit_soft_cap=logit_soft_cap, sink_logit=int(sink_logit),
-            max_batch=max_batch, max_selected=max_selected)
+            max_batch=max_batch, max_selected=max_selected,
+            max_kv_len=max_kv_len)
         handle = ctypes.c_void_p()
         library.decode_plan_create(ctypes.byref(problem), ctypes.byref(handle))
         super().__init__(handle, library.decode_plan_free)

@@ -52,6 +52,7 @@ Expected<DecodeProblem> problem_of(const rarefy_decode_problem& from) {
   to.sink_logit = from.sink_logit != 0;
   if (from.max_batch != 0) to.max_batch = from.max_batch;
   to.max_selected = from.max_selected;
+  to.max_kv_len = from.max_kv_len;
   return to;
 }
 

@@ -45,6 +45,7 @@ struct CCase {
     problem.sink_logit = from.sink_logit ? 1 : 0;
     problem.max_batch = from.max_batch;
     problem.max_selected = from.max_selected;
+    problem.max_kv_len = from.max_kv_len;
 
     const DecodeArgs run = data.decode_args();
     kv.struct_size = sizeof(kv);
