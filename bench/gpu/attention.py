@@ -124,7 +124,6 @@ class Bench:
     def case(self, shape, lists_of_case, write):
         import arms
         import caches as c
-        from harness import clocks
         options = self.options
         free = self.timer.free_bytes() - RESERVE_BYTES
         if free < shape.layer_bytes:
@@ -147,7 +146,7 @@ class Bench:
             self.failures.append(f"{shape} dense: {ours_dense['error']}")
         elif options.table == "dense":
             arm.check()
-            write(dense_line({**self.facts, **clocks(), "implementation": arm.implementation, "layers": dense_sizes.layers,
+            write(dense_line({**self.facts, **self.timer.clocks, "implementation": arm.implementation, "layers": dense_sizes.layers,
                               "launches": dense_sizes.launches}, shape, dense, ours_dense, self.read_tb_s))
         del arm, dense_slots
         for lists in lists_of_case:
@@ -159,7 +158,6 @@ class Bench:
     def sparse(self, caches, lists, sizes, dense, ours_dense, write):
         import arms
         import caches as c
-        from harness import clocks
         try:
             slot_lists = c.SlotLists(caches, lists, sizes.launches)
         except ValueError as error:  # a skewed list longer than the sequence
@@ -184,7 +182,7 @@ class Bench:
             ours["difference_to_gather"] = c.relative_error(arm.out[-1], gather_arm.out[-1].double())
         self.show(caches.shape, f"{lists.scope} {lists.sparsity:g}x {lists.pattern}", ours, dense, gather,
                   ceiling_us(sparse_bytes(lists, caches.shape), self.read_tb_s))
-        write(sparse_line({**self.facts, **clocks(), "implementation": arm.implementation, "layers": sizes.layers,
+        write(sparse_line({**self.facts, **self.timer.clocks, "implementation": arm.implementation, "layers": sizes.layers,
                            "launches": sizes.launches}, caches.shape, lists, dense, ours_dense, gather, ours, self.read_tb_s))
 
     @staticmethod

@@ -19,6 +19,7 @@ class Timer:
 
     def __init__(self, replays: int, warm_up: int = 3):
         self.replays, self.warm_up = replays, warm_up
+        self.clocks = {}  # seen while the last arm ran
         self._flush = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
 
     def graph_us(self, launches):
@@ -81,11 +82,13 @@ class Timer:
             start.record()
             replay()
             end.record()
+        self.clocks = clocks()  # the device is busy with the replays now
         torch.cuda.synchronize()
         return [start.elapsed_time(end) * 1e3 for start, end in events[warm_up:]]
 
 
 def _smi(query: str) -> str:
+    """One fact that nvidia-smi knows; "" where it is not there."""
     try:
         index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
         return subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "-i", index], capture_output=True,
@@ -95,10 +98,18 @@ def _smi(query: str) -> str:
 
 
 def clocks():
-    """SM and memory clock, power and temperature now."""
-    values = [value.strip() for value in _smi("clocks.sm,clocks.mem,power.draw,temperature.gpu").split(",")]
-    names = ("clock_sm_mhz", "clock_memory_mhz", "power_w", "temperature_c")
-    return {name: float(value) for name, value in zip(names, values) if value.replace(".", "").isdigit()}
+    """SM and memory clock, power and temperature now, or why they are not known."""
+    try:
+        import pynvml
+        pynvml.nvmlInit()
+        index = int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0")
+        device = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return {"clock_sm_mhz": pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM),
+                "clock_memory_mhz": pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_MEM),
+                "power_w": pynvml.nvmlDeviceGetPowerUsage(device) / 1000,
+                "temperature_c": pynvml.nvmlDeviceGetTemperature(device, pynvml.NVML_TEMPERATURE_GPU)}
+    except Exception as error:  # noqa: BLE001: no module, no driver, no permission: nothing is known
+        return {"clocks_error": f"{type(error).__name__}: {error}"}
 
 
 def commit_of(root) -> str:

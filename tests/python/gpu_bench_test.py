@@ -86,7 +86,7 @@ class FakeTimer:
     device = "cpu"
 
     def __init__(self, replays):
-        self.replays = replays
+        self.replays, self.clocks = replays, {"clock_sm_mhz": 1}
 
     def machine(self):
         return {"device": "none", "driver": "", "cuda": None, "torch": "x", "python": "x"}
@@ -145,6 +145,51 @@ class WithTorch(unittest.TestCase):
                 expected = keys[caches.page_table[1, token // 16], token % 16, 1]
                 self.assertTrue(torch.equal(keys.view(-1, 16)[row], expected))
 
+    def test_what_flashinfer_is_given_describes_the_same_attention(self):
+        import types
+        import unittest.mock
+        import torch
+        import arms
+        import caches as c
+
+        class PlainWrapper:
+            """The contract of BatchDecodeWithPagedKVCacheWrapper, in torch."""
+
+            def plan(self, indptr, indices, last, num_qo_heads, num_kv_heads, head_dim, page_size, **_):
+                self.planned = indptr, indices, last, num_qo_heads, num_kv_heads, page_size
+
+            def run(self, q, kv, out, enable_pdl=False):
+                indptr, indices, last, heads, kv_heads, page_size = self.planned
+                assert q.shape == out.shape == (len(last), heads, kv[0].shape[3]) and kv[0].shape[1:3] == (page_size, kv_heads)
+                for request in range(len(last)):
+                    pages = indices[indptr[request]: indptr[request + 1]].long()
+                    count = (len(pages) - 1) * page_size + last[request]
+                    k, v = (x[pages].flatten(0, 1)[:count].repeat_interleave(heads // kv_heads, 1).double() for x in kv)
+                    p = torch.softmax(torch.einsum("hd,thd->ht", q[request].double(), k) / k.shape[2] ** 0.5, 1)
+                    out[request] = torch.einsum("ht,thd->hd", p, v)
+        caches = c.Caches(Shape(4, 2, 16, 200, 2, 16), 2, torch.float32, 1, "cpu")
+        slots = caches.slots(3)
+        with unittest.mock.patch.multiple(arms, _wrapper=lambda *_: PlainWrapper(), _float_workspace=lambda: None):
+            dense = arms.FlashInferDense(caches, slots, "fa2", True)
+            gathers = []
+            for lists in (Lists("kv_head", 5), Lists("query_head", 5, "skewed"), Lists("kv_head", 4, "unsorted")):
+                slot_lists = c.SlotLists(caches, lists, 3)
+                gathers.append((arms.FlashInferGather(caches, slots, slot_lists, True), lists, slot_lists.sets))
+        for arm, lists, sets in [(dense, None, None), *gathers]:
+            for slot, launch in enumerate(arm.launches):
+                launch()
+                for sequence in range(2):
+                    expected = c.reference(caches, slots[slot], lists, sets and sets[slot], sequence=sequence)
+                    self.assertLess(c.relative_error(arm.out[slot][sequence, 0], expected), 1e-5)
+        fake = types.SimpleNamespace(flash_attn_with_kvcache=lambda q, k, v, cache_seqlens, softmax_scale, causal: torch.einsum(
+            "bhqt,bthd->bqhd", torch.softmax(torch.einsum("bqhd,bthd->bhqt", q, k.repeat_interleave(2, 2)[:, :200]) * softmax_scale, 3),
+            v.repeat_interleave(2, 2)[:, :200]))
+        with unittest.mock.patch.dict(sys.modules, fa3_fwd_interface=fake):
+            arm = arms.FlashAttention3(caches, slots)
+            arm.launches[0]()
+        expected = c.reference(caches, slots[0], page_table=arm.page_table, sequence=1)
+        self.assertLess(c.relative_error(arm.out[0][1, 0], expected), 1e-5)
+
     def test_a_whole_run_writes_lines_that_the_tables_take(self):
         import os
         import types
@@ -178,6 +223,7 @@ class WithTorch(unittest.TestCase):
         exec((ROOT / "scripts/readme_tables").read_text(encoding="utf-8"), readme_tables.__dict__)
         for line in lines:
             readme_tables.check_row("test", line)
+            self.assertEqual((line["clock_sm_mhz"], line["table"]), (1, "dense" if line["bench"] == "dense_decode" else "sweep"))
             self.assertLess(line["relative_error"], attention.MAX_ERROR)
             self.assertEqual(line["dense_backends"]["broken"], {"error": "ImportError: no such backend"})
             self.assertEqual((line["dense_best_backend"], line["dense_best_us"], line["ours_us"]), ("itself", 10.0, 10.0))
