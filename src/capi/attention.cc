@@ -178,9 +178,9 @@ rarefy_status rarefy_merge_plan_create(const rarefy_merge_problem* problem, rare
     RAREFY_RETURN_IF_ERROR(require(plan, "a place for the plan"));
     RAREFY_RETURN_IF_ERROR(check_struct_size("rarefy_merge_problem", problem->struct_size, sizeof(*problem)));
     RAREFY_ASSIGN_OR_RETURN(const Device device, device_of(problem->device_kind, problem->device_index));
-    RAREFY_ASSIGN_OR_RETURN(MergePlan made, MergePlan::make(device, {.head_dim = problem->head_dim}));
+    RAREFY_ASSIGN_OR_RETURN(const MergePlan made, MergePlan::make(device, {.head_dim = problem->head_dim}));
     std::string implementation(made.implementation());
-    *plan = new rarefy_merge_plan{std::move(made), std::move(implementation)};
+    *plan = new rarefy_merge_plan{made, std::move(implementation)};
     return {};
   });
 }
