@@ -13,6 +13,7 @@ constexpr int32_t kSampleTokens = 2048;    // at least, where there are as many:
 constexpr float kSpikeMargin = 1.0f;       // nats
 constexpr int32_t kMinSampleBlocks = 48;   // large blocks: tokens of one block are alike
 constexpr int32_t kRunTokens = 512;     // scores of a run and 4 queries take 8 KiB of the L1 cache
+constexpr int kIntoL2 = 2;              // locality of prefetches
 
 int32_t run_blocks(int32_t block_tokens) { return std::clamp(kRunTokens / block_tokens, 1, kMaxRunBlocks); }
 
@@ -41,9 +42,26 @@ void ListBuilder::begin(const Problem& problem, const BlockSource& source) {
   source_.emplace(source);
   passes_ = 0;
   const Selector& selector = *problem.selector;
+  // Later runs are fetched while earlier ones are scored; the first arrives while the queries are prepared.
+  const SampleBlocks blocks = sample_blocks();
+  fetch(blocks.first, blocks.step, std::min(blocks.count, run_blocks(source.block_tokens())));
+  fetch(0, 1, std::min(blocks.first, 1));
+  fetch(blocks.end, 1, std::min(source.num_blocks() - blocks.end, 2));
   selector.prepare(source.head(), problem.q, state_.reserve(std::max<size_t>(selector.query_state_bytes(), 1)));
   sample();
+  fetch(0, 1, std::min(source.num_blocks(), run_blocks(source.block_tokens())));
   guess_thresholds();
+}
+
+// Fetches index entries; a selector without any reads keys, which are too many.
+void ListBuilder::fetch(int32_t first_block, int32_t stride, int32_t num_blocks) const {
+  const int64_t bytes = problem_.selector->block_bytes();
+  if (bytes == 0 || num_blocks <= 0) return;
+  BlockPointers pointers;
+  const ScoreBlocks blocks = source_->blocks(first_block, stride, num_blocks, 0, pointers);
+  for (int32_t block = 0; block < num_blocks; ++block) {
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(blocks.entries[block] + byte, 0, kIntoL2);
+  }
 }
 
 // Adds weight * exp(score) of some blocks to the sums; tokens past the end do not count.
@@ -54,12 +72,22 @@ void ListBuilder::add_to_sums(const float* scores, int64_t score_stride, int32_t
   }
 }
 
+ListBuilder::SampleBlocks ListBuilder::sample_blocks() const {
+  const int32_t block_tokens = source_->block_tokens(), num_blocks = source_->num_blocks();
+  SampleBlocks result;
+  // What holds sink or local tokens, or is the first or the (unfinished) last block, counts in full.
+  result.first = std::min(num_blocks, std::max(1, (problem_.num_sink + block_tokens - 1) / block_tokens));
+  result.end = std::max(result.first, std::min(num_blocks - 1, (source_->kv_len() - problem_.num_local) / block_tokens));
+  const int32_t num_middle = result.end - result.first;
+  result.step = std::max(1, num_middle / std::max(kSampleTokens / block_tokens, kMinSampleBlocks));
+  result.count = (num_middle + result.step - 1) / result.step;
+  return result;
+}
+
 void ListBuilder::sample() {
   const int32_t block_tokens = source_->block_tokens(), num_blocks = source_->num_blocks(), kv_len = source_->kv_len();
   const int32_t run = run_blocks(block_tokens);
-  // Blocks before `middle` and from `tail` on hold sink or local tokens, or are the first or the (unfinished) last.
-  const int32_t middle = std::min(num_blocks, std::max(1, (problem_.num_sink + block_tokens - 1) / block_tokens));
-  const int32_t tail = std::max(middle, std::min(num_blocks - 1, (kv_len - problem_.num_local) / block_tokens));
+  const auto [middle, step, num_sampled, tail] = sample_blocks();
   log_sums_.fill(-kInfinity);
   for (const auto& [first, end] : {std::pair{0, middle}, std::pair{tail, num_blocks}}) {
     for (int32_t block = first; block < end; block += run) {
@@ -71,11 +99,8 @@ void ListBuilder::sample() {
     }
   }
 
-  const int32_t num_middle = tail - middle;
-  const int32_t step = std::max(1, num_middle / std::max(kSampleTokens / block_tokens, kMinSampleBlocks));
-  const int32_t num_sampled = (num_middle + step - 1) / step;
   sample_tokens_ = num_sampled * block_tokens;
-  sample_weight_ = num_sampled > 0 ? static_cast<float>(num_middle) / static_cast<float>(num_sampled) : 0.0f;
+  sample_weight_ = num_sampled > 0 ? static_cast<float>(tail - middle) / static_cast<float>(num_sampled) : 0.0f;
   float* scores = score_buffer(sample_scores_, int64_t{problem_.group} * sample_tokens_);  // [group, sample_tokens] f32
   for (int32_t done = 0; done < num_sampled; done += run) {
     score(middle + done * step, step, std::min(run, num_sampled - done), scores + int64_t{done} * block_tokens, sample_tokens_);

@@ -52,6 +52,12 @@ class ListBuilder {
   const std::array<float, kMaxGroup>& log_sums() const { return log_sums_; }  // [group] f32; L_h
 
  private:
+  // Blocks of the sample: first, first + step, ...
+  struct SampleBlocks {
+    int32_t first = 0, step = 1, count = 0, end = 0;  // blocks before `first` and from `end` on count in full
+  };
+  SampleBlocks sample_blocks() const;
+  void fetch(int32_t first_block, int32_t stride, int32_t num_blocks) const;
   void sample();
   void guess_thresholds();
   // scores [group, score_stride] f32

@@ -49,7 +49,8 @@ void Selection::Impl::encode_page(const KvSequence& sequence, const PagedKvView&
                                   int32_t page, int32_t first, int32_t end) const {
   const int32_t block_tokens = selector_->block_tokens();
   const auto element_bytes = static_cast<int64_t>(size_of(view.dtype));
-  std::vector<float> keys(static_cast<size_t>(block_tokens) * view.head_dim);  // [block_tokens, head_dim] f32
+  // [block_tokens, head_dim] f32; only rows from first_key_read() on are filled
+  const auto keys = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(block_tokens) * view.head_dim);
   for (int32_t token = first / block_tokens * block_tokens; token < end; token += block_tokens) {
     const int32_t position = page * view.page_size + token;
     const auto* rows = static_cast<const std::byte*>(view.keys) + element_bytes * view.row_offset(0, position, kv_head);
@@ -58,8 +59,8 @@ void Selection::Impl::encode_page(const KvSequence& sequence, const PagedKvView&
     block.first_new = std::max(0, first - token);
     const int32_t first_key = selector_->first_key_read(block.first_new, block.num_tokens);
     cpu::rows_to_float(rows + element_bytes * first_key * view.token_stride, view.dtype, view.token_stride,
-                       block.num_tokens - first_key, view.head_dim, keys.data() + int64_t{first_key} * view.head_dim);
-    block.keys = keys.data();
+                       block.num_tokens - first_key, view.head_dim, keys.get() + int64_t{first_key} * view.head_dim);
+    block.keys = keys.get();
     selector_->encode({layer, kv_head}, block, sequence.index_entry(index_, layer, kv_head, position / block_tokens));
   }
 }
@@ -81,7 +82,9 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
 
   const auto tokens_in = [&](int32_t page) { return std::min(page_size, num_tokens - page * page_size); };
   const int32_t num_tasks = (num_pages - first_page) * shape_.num_kv_heads;
-  const bool parallel = num_tasks * page_size >= kMinParallelTokens;
+  int32_t num_new = 0;
+  for (int32_t page = first_page; page < num_pages; ++page) num_new += tokens_in(page) - std::min(tokens_in(page), sequence.encoded_tokens(index_, layer, page));
+  const bool parallel = num_new * shape_.num_kv_heads >= kMinParallelTokens;
 #pragma omp parallel for schedule(static) num_threads(num_threads()) if (parallel)
   for (int32_t task = 0; task < num_tasks; ++task) {
     const int32_t page = first_page + task / shape_.num_kv_heads;

@@ -57,9 +57,17 @@ void random_keys(ListKey key,
                  int32_t count,
                  float* keys);              // [count] f32
 
-// The n-th largest value, 1 <= n <= count: halves the interval of float bits and keeps the side that holds it, without the
-// mispredicted branches of a quickselect. Overwrites the values. Pre: no NaN.
+// The n-th largest value, 1 <= n <= count: keeps what lies between two values of a sample, then halves the interval of float
+// bits and keeps the side that holds it, without the mispredicted branches of a quickselect. Overwrites the values. Pre: no NaN.
 float nth_largest(float* values, int32_t count, int32_t n);  // [count + kCandidatePadding] f32
+
+int32_t count_at_least(const float* scores,  // [count] f32
+                       int32_t count, float cut);
+// Sets keys and mixed scores to infinity where the score is at least `cut`.
+void raise_at_least(const float* scores,  // [count] f32
+                    int32_t count, float cut,
+                    float* keys,          // [count] f32
+                    float* mixed);        // [count] f32
 
 // Copies the tokens whose keys exceed tau, in order, with weights max(0, tau - a); returns how many.
 int32_t take_above(const int32_t* token_ids,  // [count] i32
