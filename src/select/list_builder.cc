@@ -13,7 +13,6 @@ constexpr int32_t kSampleTokens = 2048;    // at least, where there are as many:
 constexpr float kSpikeMargin = 1.0f;       // nats
 constexpr int32_t kMinSampleBlocks = 48;   // large blocks: tokens of one block are alike
 constexpr int32_t kRunTokens = 512;     // scores of a run and 4 queries take 8 KiB of the L1 cache
-constexpr int kIntoL2 = 2;              // locality of prefetches
 
 int32_t run_blocks(int32_t block_tokens) { return std::clamp(kRunTokens / block_tokens, 1, kMaxRunBlocks); }
 
@@ -37,31 +36,36 @@ void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks,
   problem_.selector->score(state_.data(), blocks, scores, score_stride);
 }
 
-void ListBuilder::begin(const Problem& problem, const BlockSource& source) {
+void ListBuilder::set(const Problem& problem, const BlockSource& source) {
   problem_ = problem;
   source_.emplace(source);
   passes_ = 0;
-  const Selector& selector = *problem.selector;
-  // Later runs are fetched while earlier ones are scored; the first arrives while the queries are prepared.
-  const SampleBlocks blocks = sample_blocks();
-  fetch(blocks.first, blocks.step, std::min(blocks.count, run_blocks(source.block_tokens())));
-  fetch(0, 1, std::min(blocks.first, 1));
-  fetch(blocks.end, 1, std::min(source.num_blocks() - blocks.end, 2));
-  selector.prepare(source.head(), problem.q, state_.reserve(std::max<size_t>(selector.query_state_bytes(), 1)));
+}
+
+void ListBuilder::begin() {
+  const Selector& selector = *problem_.selector;
+  selector.prepare(source_->head(), problem_.q, state_.reserve(std::max<size_t>(selector.query_state_bytes(), 1)));
   sample();
-  fetch(0, 1, std::min(source.num_blocks(), run_blocks(source.block_tokens())));
   guess_thresholds();
 }
 
-// Fetches index entries; a selector without any reads keys, which are too many.
-void ListBuilder::fetch(int32_t first_block, int32_t stride, int32_t num_blocks) const {
-  const int64_t bytes = problem_.selector->block_bytes();
-  if (bytes == 0 || num_blocks <= 0) return;
-  BlockPointers pointers;
-  const ScoreBlocks blocks = source_->blocks(first_block, stride, num_blocks, 0, pointers);
-  for (int32_t block = 0; block < num_blocks; ++block) {
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(blocks.entries[block] + byte, 0, kIntoL2);
+// Index entries; a selector without any reads keys, which are too many.
+void ListBuilder::add_entries(FetchQueue& queue, int32_t first_block, int32_t stride, int32_t num_blocks) const {
+  const auto bytes = static_cast<int32_t>(problem_.selector->block_bytes());
+  if (bytes == 0) return;
+  for (int32_t done = 0; done < num_blocks; done += kMaxRunBlocks) {
+    BlockPointers pointers;
+    const int32_t count = std::min(kMaxRunBlocks, num_blocks - done);
+    const ScoreBlocks blocks = source_->blocks(first_block + done * stride, stride, count, 0, pointers);
+    for (int32_t block = 0; block < count; ++block) queue.add(blocks.entries[block], bytes);
   }
+}
+
+void ListBuilder::add_sample(FetchQueue& queue) const {
+  const SampleBlocks blocks = sample_blocks();
+  add_entries(queue, 0, 1, blocks.first);
+  add_entries(queue, blocks.end, 1, source_->num_blocks() - blocks.end);
+  add_entries(queue, blocks.first, blocks.step, blocks.count);
 }
 
 // Adds weight * exp(score) of some blocks to the sums; tokens past the end do not count.
@@ -115,7 +119,7 @@ void ListBuilder::guess_thresholds() {
   thresholds_ = SpendThresholds::guess(problem_.rule, sample_group_.data(), sample_tokens_, sample_weight_, exp_scratch_);
 }
 
-void ListBuilder::scan(ScanPart& part) const {
+void ListBuilder::scan(ScanPart& part, FetchQueue* queue) const {
   const int32_t block_tokens = source_->block_tokens();
   const int32_t run = run_blocks(block_tokens);
   const int32_t first_token = problem_.num_sink, end_token = source_->kv_len() - problem_.num_local;
@@ -127,12 +131,15 @@ void ListBuilder::scan(ScanPart& part) const {
   part.maxima.fill(-kInfinity);
   part.count = 0;
   const auto room = static_cast<size_t>(run * block_tokens + cpu::kCandidatePadding);
+  if (queue != nullptr) queue->start((part.end_block - part.first_block + run - 1) / run * 2);
   for (int32_t block = part.first_block; block < part.end_block; block += run) {
+    if (queue != nullptr) queue->turn();
     const int32_t count = std::min(run, part.end_block - block);
     const int32_t first = std::max(first_token, block * block_tokens);
     const int32_t end = std::min(end_token, (block + count) * block_tokens);
     if (first >= end) continue;
     score(block, 1, count, scores, stride);
+    if (queue != nullptr) queue->turn();
     if (part.token_ids.size() < part.count + room) {
       part.token_ids.resize(2 * (part.count + room));
       part.group_scores.resize(part.token_ids.size());
@@ -144,7 +151,7 @@ void ListBuilder::scan(ScanPart& part) const {
 }
 
 void ListBuilder::scan_all(std::vector<ScanPart>& parts) {
-  for (ScanPart& part : parts) scan(part);
+  for (ScanPart& part : parts) scan(part, nullptr);
 }
 
 Candidates ListBuilder::gather(const std::vector<ScanPart>& parts) {

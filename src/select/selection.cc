@@ -35,6 +35,10 @@ class Selection::Impl {
   void encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head, int32_t page,
                    int32_t first, int32_t end) const;
   void split_ranges(int32_t num_blocks);
+  // The keys and values of a list.
+  static void add_rows(const PagedKvView& view, int32_t kv_head,
+                       const int32_t* token_ids,  // [count] i32
+                       int32_t count, FetchQueue& queue);
 
   Policy policy_;
   std::shared_ptr<const Selector> selector_;
@@ -43,6 +47,7 @@ class Selection::Impl {
   std::vector<ListBuilder> lists_;            // [num_kv_heads]
   std::vector<std::vector<ScanPart>> parts_;  // [num_kv_heads][parts]
   std::vector<float> scaled_q_;               // [num_q_heads, head_dim] f32
+  std::vector<FetchQueue> queues_;            // [threads]
 };
 
 void Selection::Impl::encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head,
@@ -115,6 +120,16 @@ void Selection::Impl::split_ranges(int32_t num_blocks) {
   }
 }
 
+void Selection::Impl::add_rows(const PagedKvView& view, int32_t kv_head, const int32_t* token_ids, int32_t count, FetchQueue& queue) {
+  const auto element_bytes = static_cast<int64_t>(size_of(view.dtype));
+  const auto row_bytes = static_cast<int32_t>(view.head_dim * element_bytes);
+  for (int32_t i = 0; i < count; ++i) {
+    const int64_t offset = element_bytes * view.row_offset(0, token_ids[i], kv_head);
+    queue.add(static_cast<const std::byte*>(view.keys) + offset, row_bytes);
+    queue.add(static_cast<const std::byte*>(view.values) + offset, row_bytes);
+  }
+}
+
 Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost) {
   if (step.q == nullptr || step.layer < 0 || step.layer >= shape_.num_layers) {
     return Status::invalid_argument("selection: expected queries and a layer below " + std::to_string(shape_.num_layers) +
@@ -141,7 +156,7 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
   const int32_t num_blocks = (kv_len + block_tokens - 1) / block_tokens;
   split_ranges(num_blocks);
   const auto num_parts = static_cast<int32_t>(parts_[0].size());
-  const auto begin = [&](int32_t kv_head) {
+  const auto set_problem = [&](int32_t kv_head) {
     ListBuilder::Problem problem;
     problem.selector = selector_.get();
     problem.group = shape_.group;
@@ -150,26 +165,44 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
     problem.rule = {policy_.spend, budget.selected, num_free, policy_.floor,
                     make_list_key(step.seed, RngPurpose::select, step.layer, kv_head, step.position)};
     problem.q = scaled_q_.data() + int64_t{kv_head} * shape_.group * shape_.head_dim;
-    lists_[kv_head].begin(problem, BlockSource(sequence, index_, block_tokens, {step.layer, kv_head}));
+    lists_[kv_head].set(problem, BlockSource(sequence, index_, block_tokens, {step.layer, kv_head}));
   };
   const auto finish = [&](int32_t kv_head) {
     set.count(0, kv_head) = lists_[kv_head].finish(parts_[kv_head], set.token_ids(0, kv_head), set.log_weight(0, kv_head));
   };
+  const PagedKvView view = sequence.view(step.layer);
+  // Scanning an index is arithmetic more than memory: meanwhile the rows of the previous list, which attention will read, and
+  // the sample of the next list come in.
+  const auto build_lists = [&](int32_t first, int32_t end, FetchQueue& queue) {
+    if (first < end) set_problem(first);
+    for (int32_t kv_head = first; kv_head < end; ++kv_head) {
+      queue.clear();
+      if (kv_head > first) add_rows(view, kv_head - 1, set.token_ids(0, kv_head - 1), set.count(0, kv_head - 1), queue);
+      if (kv_head + 1 < end) {
+        set_problem(kv_head + 1);
+        lists_[kv_head + 1].add_sample(queue);
+      }
+      lists_[kv_head].begin();
+      lists_[kv_head].scan(parts_[kv_head][0], &queue);
+      finish(kv_head);
+    }
+  };
+  queues_.resize(static_cast<size_t>(num_threads()));
 #pragma omp parallel num_threads(num_threads())
   {
     if (num_parts == 1) {
-#pragma omp for schedule(dynamic)
-      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
-        begin(kv_head);
-        lists_[kv_head].scan(parts_[kv_head][0]);
-        finish(kv_head);
-      }
+      const int32_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+      build_lists(shape_.num_kv_heads * thread / threads, shape_.num_kv_heads * (thread + 1) / threads,
+                  queues_[static_cast<size_t>(thread)]);
     } else {
 #pragma omp for schedule(dynamic)
-      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) begin(kv_head);
+      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+        set_problem(kv_head);
+        lists_[kv_head].begin();
+      }
 #pragma omp for schedule(dynamic)
       for (int32_t task = 0; task < shape_.num_kv_heads * num_parts; ++task) {
-        lists_[task / num_parts].scan(parts_[task / num_parts][task % num_parts]);
+        lists_[task / num_parts].scan(parts_[task / num_parts][task % num_parts], nullptr);
       }
 #pragma omp for schedule(dynamic)
       for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) finish(kv_head);
