@@ -22,7 +22,7 @@ float log_add(float a, float b) {
 }
 
 float* score_buffer(AlignedBuffer& buffer, int64_t count) {
-  return reinterpret_cast<float*>(buffer.reserve(static_cast<size_t>(count) * sizeof(float)));
+  return buffer.reserve_elements<float>(static_cast<size_t>(count));
 }
 
 }  // namespace
