@@ -20,14 +20,15 @@ constexpr uint32_t kMeanZero = 7;
 constexpr int32_t kScoreBlocks = 8;  // blocks scored while as many are fetched
 
 // The mean in units of its step: byte j holds dimension j in its low half and dimension j + head_dim / 2 in its high half.
-void unpack_mean(const std::byte* packed, int32_t head_dim, uint8_t* mean) {  // packed: [head_dim / 2] bytes; mean: [head_dim] u8
+// `packed` [head_dim / 2] bytes, `mean` [head_dim] u8
+void unpack_mean(const std::byte* packed, int32_t head_dim, uint8_t* mean) {
   const int32_t half = head_dim / 2;
   for (int32_t j = 0; j < half; ++j) mean[j] = static_cast<uint8_t>(packed[j] & std::byte{15});
   for (int32_t j = 0; j < half; ++j) mean[half + j] = static_cast<uint8_t>(packed[j] >> 4);
 }
 
-// Writes the signs and the scale of one token.
-void store_signs(const float* row, int32_t head_dim, int32_t token, uint8_t* block) {  // row [head_dim] f32, block [plane_block_bytes] u8
+// Writes the signs and the scale of one token: `row` [head_dim] f32, `block` [plane_block_bytes] u8
+void store_signs(const float* row, int32_t head_dim, int32_t token, uint8_t* block) {
   const int32_t num_planes = cpu::num_sign_planes(head_dim);
   float sum = 0.0f;
   for (int32_t plane = 0; plane < num_planes; ++plane) {
@@ -114,24 +115,28 @@ void CentredSignSelector::encode(HeadId, const BlockKeys& block, std::byte* entr
 }
 
 size_t CentredSignSelector::query_state_bytes() const {
-  return sizeof(StateHead) + static_cast<size_t>(rounded_bytes(shape_) + shape_.group * cpu::plane_table_bytes(num_planes_));
+  return sizeof(StateHead) +
+         static_cast<size_t>(rounded_bytes(shape_) + shape_.group * cpu::plane_table_bytes(num_planes_));
 }
 
 void CentredSignSelector::prepare(HeadId, const float* q, std::byte* state) const {
   auto& head = *reinterpret_cast<StateHead*>(state);
-  auto* rounded = reinterpret_cast<int16_t*>(state + sizeof(StateHead));                        // [group, head_dim] i16
-  auto* tables = reinterpret_cast<int8_t*>(state + sizeof(StateHead) + rounded_bytes(shape_));  // [group, plane_table_bytes] i8
-  std::array<float, kMaxHeadDim> rotated;  // [head_dim] f32
+  auto* rounded = reinterpret_cast<int16_t*>(state + sizeof(StateHead));  // [group, head_dim] i16
+  auto* tables =
+      reinterpret_cast<int8_t*>(state + sizeof(StateHead) + rounded_bytes(shape_));  // [group, plane_table_bytes] i8
+  std::array<float, kMaxHeadDim> rotated;                                            // [head_dim] f32
   for (int32_t query = 0; query < shape_.group; ++query) {
     rotation_.apply(q + int64_t{query} * shape_.head_dim, rotated.data());
     int16_t* row = rounded + int64_t{query} * shape_.head_dim;  // [head_dim] i16
     head.mean_steps[query] = cpu::round_to_i16(rotated.data(), shape_.head_dim, row);
     head.q_sums[query] = static_cast<float>(std::accumulate(row, row + shape_.head_dim, int32_t{0}));
-    head.steps[query] = cpu::make_plane_table(rotated.data(), shape_.head_dim, tables + query * cpu::plane_table_bytes(num_planes_));
+    head.steps[query] =
+        cpu::make_plane_table(rotated.data(), shape_.head_dim, tables + query * cpu::plane_table_bytes(num_planes_));
   }
 }
 
-void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const {
+void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& blocks, float* scores,
+                                int64_t score_stride) const {
   const auto& head = *reinterpret_cast<const StateHead*>(state);
   const auto* rounded = reinterpret_cast<const int16_t*>(state + sizeof(StateHead));  // [group, head_dim] i16
   cpu::PlaneQueries queries;
@@ -140,10 +145,10 @@ void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& block
   queries.tables = reinterpret_cast<const int8_t*>(state + sizeof(StateHead) + rounded_bytes(shape_));
   queries.steps = head.steps;
 
-  std::array<const std::byte*, kScoreBlocks> codes;                // [count] pointers to [plane_block_bytes] bytes
-  std::array<const void*, kScoreBlocks> means;                     // [count] pointers to [head_dim / 2] bytes
-  std::array<int32_t, kMaxGroup * kScoreBlocks> dots;              // [group, kScoreBlocks] i32; q . code of the mean
-  std::array<float, kMaxGroup * kScoreBlocks> offsets;             // [group, count] f32; q . mean
+  std::array<const std::byte*, kScoreBlocks> codes;     // [count] pointers to [plane_block_bytes] bytes
+  std::array<const void*, kScoreBlocks> means;          // [count] pointers to [head_dim / 2] bytes
+  std::array<int32_t, kMaxGroup * kScoreBlocks> dots;   // [group, kScoreBlocks] i32; q . code of the mean
+  std::array<float, kMaxGroup * kScoreBlocks> offsets;  // [group, count] f32; q . mean
   const int32_t num_known = blocks.num_blocks + blocks.num_ahead;
   for (int32_t first = 0; first < blocks.num_blocks; first += kScoreBlocks) {
     const int32_t count = std::min(kScoreBlocks, blocks.num_blocks - first);

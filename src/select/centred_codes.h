@@ -42,7 +42,8 @@ class CentredSignSelector final : public Selector {
 
  private:
   int64_t codes_offset() const { return static_cast<int64_t>(sizeof(float)) + shape_.head_dim / 2; }
-  void store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const;  // rotated [num_tokens, head_dim] f32, entry [block_bytes] bytes
+  // `rotated` [num_tokens, head_dim] f32, `entry` [block_bytes] bytes
+  void store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const;
 
   SelectorShape shape_;
   Rotation rotation_;

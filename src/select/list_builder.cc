@@ -9,10 +9,10 @@ namespace rarefy {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int32_t kSampleTokens = 2048;    // at least, where there are as many: 6 % of 32,768 tokens
-constexpr float kSpikeMargin = 1.0f;       // nats
-constexpr int32_t kMinSampleBlocks = 48;   // large blocks: tokens of one block are alike
-constexpr int32_t kRunTokens = 512;     // scores of a run and 4 queries take 8 KiB of the L1 cache
+constexpr int32_t kSampleTokens = 2048;   // at least, where there are as many: 6 % of 32,768 tokens
+constexpr float kSpikeMargin = 1.0f;      // nats
+constexpr int32_t kMinSampleBlocks = 48;  // large blocks: tokens of one block are alike
+constexpr int32_t kRunTokens = 512;       // scores of a run and 4 queries take 8 KiB of the L1 cache
 
 int32_t run_blocks(int32_t block_tokens) { return std::clamp(kRunTokens / block_tokens, 1, kMaxRunBlocks); }
 
@@ -27,7 +27,8 @@ float* score_buffer(AlignedBuffer& buffer, int64_t count) {
 
 }  // namespace
 
-void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores, int64_t score_stride) const {
+void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores,
+                        int64_t score_stride) const {
   BlockPointers pointers;
   // What follows may be prefetched while these are scored.
   const int32_t rest = (source_->num_blocks() - 1 - first_block) / stride + 1 - num_blocks;
@@ -107,7 +108,8 @@ void ListBuilder::sample() {
   sample_weight_ = num_sampled > 0 ? static_cast<float>(tail - middle) / static_cast<float>(num_sampled) : 0.0f;
   float* scores = score_buffer(sample_scores_, int64_t{problem_.group} * sample_tokens_);  // [group, sample_tokens] f32
   for (int32_t done = 0; done < num_sampled; done += run) {
-    score(middle + done * step, step, std::min(run, num_sampled - done), scores + int64_t{done} * block_tokens, sample_tokens_);
+    score(middle + done * step, step, std::min(run, num_sampled - done), scores + int64_t{done} * block_tokens,
+          sample_tokens_);
   }
   if (num_sampled > 0) add_to_sums(scores, sample_tokens_, sample_tokens_, std::log(sample_weight_));
 }

@@ -49,8 +49,8 @@ class ListBuilder {
   void scan(ScanPart& part, FetchQueue* queue) const;
   // Writes num_sink + min(budget, num_tokens) + num_local entries, ascending; returns how many.
   int32_t finish(std::vector<ScanPart>& parts,
-                 int32_t* token_ids,   // [max_selected] i32
-                 float* log_weight);   // [max_selected] f32
+                 int32_t* token_ids,  // [max_selected] i32
+                 float* log_weight);  // [max_selected] f32
 
   // Times that finish() needed every token scored, 1 or more; the sample is read again from cache and not counted.
   int32_t passes() const { return passes_; }

@@ -23,7 +23,11 @@ constexpr int32_t kMinParallelTokens = 256;
 class Selection::Impl {
  public:
   Impl(const Policy& policy, std::shared_ptr<const Selector> selector, const SelectorShape& shape, int32_t index)
-      : policy_(policy), selector_(std::move(selector)), shape_(shape), index_(index), lists_(shape.num_kv_heads),
+      : policy_(policy),
+        selector_(std::move(selector)),
+        shape_(shape),
+        index_(index),
+        lists_(shape.num_kv_heads),
         parts_(shape.num_kv_heads) {}
 
   Status update_index(KvSequence& sequence, int32_t layer);
@@ -43,7 +47,7 @@ class Selection::Impl {
   Policy policy_;
   std::shared_ptr<const Selector> selector_;
   SelectorShape shape_;
-  int32_t index_;  // of the cache; -1 for a selector without entries
+  int32_t index_;                             // of the cache; -1 for a selector without entries
   std::vector<ListBuilder> lists_;            // [num_kv_heads]
   std::vector<std::vector<ScanPart>> parts_;  // [num_kv_heads][parts]
   std::vector<float> scaled_q_;               // [num_q_heads, head_dim] f32
@@ -88,7 +92,8 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
   const auto tokens_in = [&](int32_t page) { return std::min(page_size, num_tokens - page * page_size); };
   const int32_t num_tasks = (num_pages - first_page) * shape_.num_kv_heads;
   int32_t num_new = 0;
-  for (int32_t page = first_page; page < num_pages; ++page) num_new += tokens_in(page) - std::min(tokens_in(page), sequence.encoded_tokens(index_, layer, page));
+  for (int32_t page = first_page; page < num_pages; ++page)
+    num_new += tokens_in(page) - std::min(tokens_in(page), sequence.encoded_tokens(index_, layer, page));
   const bool parallel = num_new * shape_.num_kv_heads >= kMinParallelTokens;
 #pragma omp parallel for schedule(static) num_threads(num_threads()) if (parallel)
   for (int32_t task = 0; task < num_tasks; ++task) {
@@ -120,7 +125,8 @@ void Selection::Impl::split_ranges(int32_t num_blocks) {
   }
 }
 
-void Selection::Impl::add_rows(const PagedKvView& view, int32_t kv_head, const int32_t* token_ids, int32_t count, FetchQueue& queue) {
+void Selection::Impl::add_rows(const PagedKvView& view, int32_t kv_head, const int32_t* token_ids, int32_t count,
+                               FetchQueue& queue) {
   const auto element_bytes = static_cast<int64_t>(size_of(view.dtype));
   const auto row_bytes = static_cast<int32_t>(view.head_dim * element_bytes);
   for (int32_t i = 0; i < count; ++i) {
@@ -133,7 +139,8 @@ void Selection::Impl::add_rows(const PagedKvView& view, int32_t kv_head, const i
 Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost) {
   if (step.q == nullptr || step.layer < 0 || step.layer >= shape_.num_layers) {
     return Status::invalid_argument("selection: expected queries and a layer below " + std::to_string(shape_.num_layers) +
-                                    ", got layer " + std::to_string(step.layer) + (step.q == nullptr ? " and no queries" : ""));
+                                    ", got layer " + std::to_string(step.layer) +
+                                    (step.q == nullptr ? " and no queries" : ""));
   }
   const int32_t kv_len = sequence.length() + sequence.pending();
   if (kv_len == 0) return Status::invalid_argument("selection: the sequence is empty; append tokens first");
@@ -225,24 +232,25 @@ Selection::Selection(Selection&&) noexcept = default;
 Selection& Selection::operator=(Selection&&) noexcept = default;
 Selection::~Selection() = default;
 
-Expected<Selection> Selection::make(const Policy& policy, std::shared_ptr<const Selector> selector, const SelectorShape& shape,
-                                    KvCache& cache) {
+Expected<Selection> Selection::make(const Policy& policy, std::shared_ptr<const Selector> selector,
+                                    const SelectorShape& shape, KvCache& cache) {
   if (selector == nullptr) return Status::invalid_argument("selection: expected a selector (select/registry.h), got none");
   if (policy.dense) return Status::invalid_argument("selection: a dense policy selects nothing; attend densely instead");
   const KvCacheConfig& config = cache.config();
   if (config.num_layers != shape.num_layers || config.num_kv_heads != shape.num_kv_heads ||
       config.head_dim != shape.head_dim || config.dtype != shape.kv_dtype) {
     return Status::invalid_argument(
-        "selection: the selector was made for num_layers=" + std::to_string(shape.num_layers) + " num_kv_heads=" +
-        std::to_string(shape.num_kv_heads) + " head_dim=" + std::to_string(shape.head_dim) + " " +
+        "selection: the selector was made for num_layers=" + std::to_string(shape.num_layers) +
+        " num_kv_heads=" + std::to_string(shape.num_kv_heads) + " head_dim=" + std::to_string(shape.head_dim) + " " +
         std::string(to_string(shape.kv_dtype)) + ", the cache has num_layers=" + std::to_string(config.num_layers) +
         " num_kv_heads=" + std::to_string(config.num_kv_heads) + " head_dim=" + std::to_string(config.head_dim) + " " +
         std::string(to_string(config.dtype)));
   }
   const int32_t block_tokens = selector->block_tokens();
   if (block_tokens < 1 || block_tokens > kMaxBlockTokens || config.page_size % block_tokens != 0) {
-    return Status::unsupported("selection: index=" + selector->name() + " works on blocks of " + std::to_string(block_tokens) +
-                               " tokens; page_size must be a multiple of that, got " + std::to_string(config.page_size));
+    return Status::unsupported("selection: index=" + selector->name() + " works on blocks of " +
+                               std::to_string(block_tokens) + " tokens; page_size must be a multiple of that, got " +
+                               std::to_string(config.page_size));
   }
   int32_t index = -1;
   if (selector->block_bytes() > 0) {

@@ -43,12 +43,13 @@ void raise_top(const Candidates& candidates, float cut, int32_t num, std::vector
 
 // Writes the `num` tokens with the largest keys: those above tau and, by position, some that equal it. Weights are
 // max(0, tau - mixed).
-void take(const Candidates& candidates, float tau, int32_t num, SpendScratch& scratch, int32_t* token_ids, float* log_weight) {
+void take(const Candidates& candidates, float tau, int32_t num, SpendScratch& scratch, int32_t* token_ids,
+          float* log_weight) {
   const size_t padded = static_cast<size_t>(candidates.count) + cpu::kCandidatePadding;
   if (scratch.order.size() < padded) scratch.order.resize(padded);
   if (scratch.ids.size() < padded) scratch.ids.resize(padded);
-  const int32_t above = cpu::take_above(candidates.token_ids, scratch.mixed.data(), scratch.keys.data(), candidates.count, tau,
-                                        scratch.ids.data(), scratch.order.data());
+  const int32_t above = cpu::take_above(candidates.token_ids, scratch.mixed.data(), scratch.keys.data(), candidates.count,
+                                        tau, scratch.ids.data(), scratch.order.data());
   if (above == num) {
     std::copy_n(scratch.ids.begin(), num, token_ids);
     std::copy_n(scratch.order.begin(), num, log_weight);
@@ -113,7 +114,8 @@ SpendThresholds SpendThresholds::guess(const SpendRule& rule, const float* sampl
     // Tokens that the top part takes reach the random threshold too.
     const float target = kMargin * static_cast<float>(rule.budget + 1) + kSpareTokens;
     const size_t bytes = sizeof(float) * (static_cast<size_t>(count) + 2 * cpu::kCandidatePadding);
-    result.key = cpu::expected_key_threshold(sample, count, weight, target, reinterpret_cast<float*>(scratch.reserve(bytes)));
+    result.key =
+        cpu::expected_key_threshold(sample, count, weight, target, reinterpret_cast<float*>(scratch.reserve(bytes)));
   }
   return result;
 }
@@ -144,7 +146,6 @@ cpu::CandidateFilter SpendThresholds::filter(const SpendRule& rule) const {
   }
   return result;
 }
-
 
 bool spend(const SpendRule& rule, const SpendThresholds& thresholds, const Candidates& candidates, SpendScratch& scratch,
            int32_t* token_ids, float* log_weight) {

@@ -40,7 +40,8 @@ struct Case {
       store_from_float(stored.data(), dtype, i, spread[i % head_dim] * normal(random));
       keys[i] = load_as_float(stored.data(), dtype, i);
     }
-    for (int32_t i = 0; i < group * head_dim; ++i) q.push_back(2.0f * normal(random) / std::sqrt(static_cast<float>(head_dim)));
+    for (int32_t i = 0; i < group * head_dim; ++i)
+      q.push_back(2.0f * normal(random) / std::sqrt(static_cast<float>(head_dim)));
     index.reserve(std::max<size_t>(1, static_cast<size_t>(num_blocks * selector->block_bytes())));
     std::memset(index.data(), 0x5a, index.capacity());
     for (int32_t block = 0; block < num_blocks; ++block) selector->encode({0, 0}, block_keys(block, 0), entry(block));
@@ -66,7 +67,8 @@ struct Case {
     const int64_t used = static_cast<int64_t>(order.size()) * block_tokens;
     const int64_t stride = used + 7;
     std::vector<float> out(static_cast<size_t>(stride * shape.group), -12345.0f);
-    selector->score(state.data(), {{0, 0}, static_cast<int32_t>(order.size()), 0, entries.data(), rows.data(), shape.head_dim},
+    selector->score(state.data(),
+                    {{0, 0}, static_cast<int32_t>(order.size()), 0, entries.data(), rows.data(), shape.head_dim},
                     out.data(), stride);
     std::vector<std::vector<float>> result(shape.group, std::vector<float>(static_cast<size_t>(num_blocks) * block_tokens));
     for (int32_t query = 0; query < shape.group; ++query) {
@@ -87,9 +89,9 @@ struct Case {
   SelectorShape shape;
   int32_t num_tokens, block_tokens, num_blocks;
   std::shared_ptr<const Selector> selector;
-  std::vector<float> keys;          // [num_blocks, block_tokens, head_dim] f32; NaN past the last token
-  std::vector<std::byte> stored;    // [num_blocks, block_tokens, head_dim] kv_dtype
-  std::vector<float> q;             // [group, head_dim] f32
+  std::vector<float> keys;        // [num_blocks, block_tokens, head_dim] f32; NaN past the last token
+  std::vector<std::byte> stored;  // [num_blocks, block_tokens, head_dim] kv_dtype
+  std::vector<float> q;           // [group, head_dim] f32
   AlignedBuffer index, state;
 };
 
@@ -141,7 +143,8 @@ TEST(Selectors, ScoresDoNotDependOnHowBlocksArePassed) {
       for (int32_t query = 0; query < group; ++query) {
         for (int32_t block : order) {
           EXPECT_EQ(std::memcmp(&all[query][block * c.block_tokens], &some[query][block * c.block_tokens],
-                                sizeof(float) * c.block_tokens), 0);
+                                sizeof(float) * c.block_tokens),
+                    0);
         }
       }
     }
@@ -181,13 +184,15 @@ TEST(Selectors, QuestBoundsEveryKeyOfItsPage) {
               maxima[dim] = std::max(maxima[dim], double{keys.keys[token * head_dim + dim]});
             }
           }
-          const double spread = *std::max_element(maxima.begin(), maxima.end()) - *std::min_element(minima.begin(), minima.end());
+          const double spread =
+              *std::max_element(maxima.begin(), maxima.end()) - *std::min_element(minima.begin(), minima.end());
           for (int32_t query = 0; query < 4; ++query) {
             const float* q = c.q.data() + query * head_dim;
             const double bound = ref::page_bound(q, minima.data(), maxima.data(), head_dim);
             double magnitude = 0.0, q_sum = 0.0;
             for (int32_t dim = 0; dim < head_dim; ++dim) {
-              magnitude += std::abs(double{q[dim]}) * (std::max(std::abs(minima[dim]), std::abs(maxima[dim])) + 2.0 * spread);
+              magnitude +=
+                  std::abs(double{q[dim]}) * (std::max(std::abs(minima[dim]), std::abs(maxima[dim])) + 2.0 * spread);
               q_sum += std::abs(double{q[dim]});
             }
             const double rounding = (2 * head_dim + 4) * kEps32 * magnitude;
@@ -292,7 +297,8 @@ TEST_P(RotatedCodes, CodesScalesAndScoresMatchTheReference) {
         exact += format.levels[stored.codes[dim]] * rotated_q[query][dim];
         q_norm += std::abs(rotated_q[query][dim]);
       }
-      const double bound = stored.scale * (0.5 * tables.steps[query] * num_groups * (1 + 1e-4) + 32 * kEps32 * q_norm * 1.6);
+      const double bound =
+          stored.scale * (0.5 * tables.steps[query] * num_groups * (1 + 1e-4) + 32 * kEps32 * q_norm * 1.6);
       EXPECT_NEAR(scores[query][token], stored.scale * exact, bound) << "token " << token << " query " << query;
     }
   }
@@ -302,8 +308,9 @@ INSTANTIATE_TEST_SUITE_P(Shapes, RotatedCodes,
                          testing::Combine(testing::Values("sign", "q2"), testing::Values(8, 16, 32, 64, 80, 96, 128, 256),
                                           testing::Values(1, 2, 3, 4, 7, 16)),
                          [](const auto& info) {
-                           return std::string(std::get<0>(info.param)) + "_head_dim" + std::to_string(std::get<1>(info.param)) +
-                                  "_group" + std::to_string(std::get<2>(info.param));
+                           return std::string(std::get<0>(info.param)) + "_head_dim" +
+                                  std::to_string(std::get<1>(info.param)) + "_group" +
+                                  std::to_string(std::get<2>(info.param));
                          });
 
 // sign64: the score is q . mean + scale * (q . signs), from the numbers that the entry stores; and the mean is one of its keys.
@@ -330,7 +337,8 @@ TEST(CentredSigns, ScoresMatchTheReference) {
         }
         // Half a step for each of the three groups of a plane; the step is such that 64 dimensions fit 127 of them.
         const double table_error = 1.5 * num_planes * largest_sum / 114.0 * (1 + 1e-4);
-        const double mean_error = 0.5 * largest / 32767.0 * (1 + 1e-4) * head_dim;  // times the largest component of the mean
+        const double mean_error =
+            0.5 * largest / 32767.0 * (1 + 1e-4) * head_dim;  // times the largest component of the mean
         for (int32_t token = 0; token < c.num_tokens; ++token) {
           const auto* entry = reinterpret_cast<const uint8_t*>(c.entry(token / 64));
           const auto* codes = entry + codes_offset;
@@ -380,7 +388,8 @@ TEST(CentredSigns, BeatPlainSignsOnKeysThatShareADirection) {
       const std::byte* entries[] = {entry.data()};
       std::vector<float> scores(static_cast<size_t>(block_tokens));
       selector->score(state.data(), {{0, 0}, 1, 0, entries, nullptr, 0}, scores.data(), block_tokens);
-      for (int32_t token = 0; token < block_tokens; ++token) error += std::pow(scores[token] - exact.value[first + token], 2);
+      for (int32_t token = 0; token < block_tokens; ++token)
+        error += std::pow(scores[token] - exact.value[first + token], 2);
     }
     errors.push_back(std::sqrt(error));
   }
@@ -392,7 +401,8 @@ TEST(RotatedCodeTargets, ScoresHaveTheSameBitsOnEveryInstructionSet) {
     for (int32_t head_dim : {16, 80, 128}) {
       const Case best(name, head_dim, 5, 16 * 21, DType::bf16, kSeed + 6);
       const auto expected = best.scores();
-      for (int64_t disabled : {int64_t{HWY_AVX3_DL}, int64_t{HWY_AVX3_DL | HWY_AVX3}, int64_t{HWY_AVX3_DL | HWY_AVX3 | HWY_AVX2}}) {
+      for (int64_t disabled :
+           {int64_t{HWY_AVX3_DL}, int64_t{HWY_AVX3_DL | HWY_AVX3}, int64_t{HWY_AVX3_DL | HWY_AVX3 | HWY_AVX2}}) {
         hwy::DisableTargets(disabled);
         const Case other(name, head_dim, 5, 16 * 21, DType::bf16, kSeed + 6);
         EXPECT_EQ(other.scores(), expected) << name << " head_dim " << head_dim << " without targets " << disabled;
@@ -437,7 +447,8 @@ TEST(SignPlaneTargets, ScoresHaveTheSameBitsOnEveryInstructionSet) {
     };
     const auto expected = scores();
     EXPECT_NE(expected, std::vector<float>(expected.size(), 0.0f));
-    for (int64_t disabled : {int64_t{HWY_AVX3_DL}, int64_t{HWY_AVX3_DL | HWY_AVX3}, int64_t{HWY_AVX3_DL | HWY_AVX3 | HWY_AVX2}}) {
+    for (int64_t disabled :
+         {int64_t{HWY_AVX3_DL}, int64_t{HWY_AVX3_DL | HWY_AVX3}, int64_t{HWY_AVX3_DL | HWY_AVX3 | HWY_AVX2}}) {
       hwy::DisableTargets(disabled);
       EXPECT_EQ(scores(), expected) << "head_dim " << head_dim << " without targets " << disabled;
       hwy::DisableTargets(0);

@@ -91,8 +91,7 @@ int64_t Matmul::weight_bytes() const {
 }
 
 void Matmul::read_row(int64_t row, float* out) const {
-  const auto* from =
-      weight_.data() + row * in_dim_ * static_cast<int64_t>(size_of(weight_dtype_));
+  const auto* from = weight_.data() + row * in_dim_ * static_cast<int64_t>(size_of(weight_dtype_));
   if (weight_dtype_ == DType::f32) {
     std::memcpy(out, from, static_cast<size_t>(in_dim_) * sizeof(float));
     return;

@@ -66,10 +66,6 @@ struct FilterVectors {
   F32Vec floor_add, floor_min, slope, offset, score_threshold;
 };
 
-// Writes the candidates among 16 tokens to token_ids [16] i32 and kept_scores [16] f32, whole vectors at a time; returns how
-// many there are. Compressing in registers and storing everything is faster than a compressing store, which is microcoded on
-// some CPUs.
-//
 // The bits of the hash as a float, read as an integer and again as a float, are log2 u in units of 2^-23, from below: where they
 // exceed the line, u exceeds the bound.
 template <bool kWithFloor>
@@ -83,6 +79,9 @@ HWY_INLINE hn::Mask<F32> is_candidate(const FilterVectors& constants, ListKey ke
   return hn::Or(hn::Le(log_u, line), hn::Gt(score, constants.score_threshold));
 }
 
+// Writes the candidates among the tokens of a vector to token_ids [16] i32 and kept_scores [16] f32, whole vectors at a time;
+// returns how many there are. Compressing in registers and storing everything is faster than a compressing store, which is
+// microcoded on some CPUs.
 HWY_INLINE int32_t emit(hn::Mask<F32> chosen, hn::Vec<I32> tokens, F32Vec score, int32_t* token_ids, float* kept_scores) {
   const F32 df;
   const I32 di;
@@ -140,8 +139,9 @@ int32_t filter_queries(const CandidateFilter& filter, const float* scores, int64
 }
 
 template <bool kWithFloor>
-int32_t filter_candidates_with(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
-                               int32_t num_tokens, float* maxima, int32_t* token_ids, float* kept_scores) {
+int32_t filter_candidates_with(const CandidateFilter& filter, const float* scores, int64_t score_stride,
+                               int32_t first_token, int32_t num_tokens, float* maxima, int32_t* token_ids,
+                               float* kept_scores) {
   const auto run = filter.num_queries == 1   ? &filter_queries<1, kWithFloor>
                    : filter.num_queries == 2 ? &filter_queries<2, kWithFloor>
                    : filter.num_queries == 4 ? &filter_queries<4, kWithFloor>
@@ -149,8 +149,9 @@ int32_t filter_candidates_with(const CandidateFilter& filter, const float* score
   return run(filter, scores, score_stride, first_token, num_tokens, maxima, token_ids, kept_scores);
 }
 
-int32_t filter_candidates_simd(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
-                               int32_t num_tokens, float* maxima, int32_t* token_ids, float* kept_scores) {
+int32_t filter_candidates_simd(const CandidateFilter& filter, const float* scores, int64_t score_stride,
+                               int32_t first_token, int32_t num_tokens, float* maxima, int32_t* token_ids,
+                               float* kept_scores) {
   const bool with_floor = filter.floor_add != 0.0f || filter.floor_min > -kInfinity;
   const auto run = with_floor ? &filter_candidates_with<true> : &filter_candidates_with<false>;
   return run(filter, scores, score_stride, first_token, num_tokens, maxima, token_ids, kept_scores);
@@ -476,8 +477,8 @@ void CandidateFilter::keep_uniforms_up_to(float threshold) {
 
 int32_t filter_candidates(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
                           int32_t num_tokens, float* maxima, int32_t* token_ids, float* group_scores_out) {
-  return HWY_DYNAMIC_DISPATCH(filter_candidates_simd)(filter, scores, score_stride, first_token, num_tokens, maxima, token_ids,
-                                                      group_scores_out);
+  return HWY_DYNAMIC_DISPATCH(filter_candidates_simd)(filter, scores, score_stride, first_token, num_tokens, maxima,
+                                                      token_ids, group_scores_out);
 }
 
 void group_scores(const float* scores, int64_t score_stride, int32_t num_queries, const float* log_sums, int32_t num_tokens,
@@ -501,8 +502,8 @@ void raise_at_least(const float* scores, int32_t count, float cut, float* keys, 
   HWY_DYNAMIC_DISPATCH(raise_at_least_simd)(scores, count, cut, keys, mixed);
 }
 
-int32_t take_above(const int32_t* token_ids, const float* scores, const float* keys, int32_t count, float tau, int32_t* out_ids,
-                   float* out_weights) {
+int32_t take_above(const int32_t* token_ids, const float* scores, const float* keys, int32_t count, float tau,
+                   int32_t* out_ids, float* out_weights) {
   return HWY_DYNAMIC_DISPATCH(take_above_simd)(token_ids, scores, keys, count, tau, out_ids, out_weights);
 }
 

@@ -122,7 +122,8 @@ float round_to_i16_simd(const float* values, int32_t count, int16_t* rounded) {
 
 // Sums of the elements of four vectors at once share their shuffles.
 template <int32_t kQueries>
-HWY_INLINE void sum_elements(const I32Vec (&sums)[kQueries], int32_t* out, int64_t stride) {  // [kQueries] i32; stride apart
+HWY_INLINE void sum_elements(const I32Vec (&sums)[kQueries], int32_t* out,
+                             int64_t stride) {  // [kQueries] i32; stride apart
 #if HWY_TARGET != HWY_SCALAR
   if constexpr (kQueries == 4) {
     const hn::FixedTag<int32_t, 4> d;
@@ -140,12 +141,13 @@ HWY_INLINE void sum_elements(const I32Vec (&sums)[kQueries], int32_t* out, int64
 }
 
 template <int32_t kQueries>
-void dot_nibble_tile(const int16_t* q, int32_t dim, const void* const* rows, int32_t num_rows, int32_t* dots, int64_t dot_stride) {
+void dot_nibble_tile(const int16_t* q, int32_t dim, const void* const* rows, int32_t num_rows, int32_t* dots,
+                     int64_t dot_stride) {
   const I32 d32;
   const int32_t half = dim / 2;
   for (int32_t r = 0; r < num_rows; ++r) {
     const auto* row = static_cast<const uint8_t*>(rows[r]);  // [half] bytes
-    I32Vec sums[kQueries], more[kQueries];  // `more` is what some instruction sets add elsewhere
+    I32Vec sums[kQueries], more[kQueries];                   // `more` is what some instruction sets add elsewhere
     for (auto& sum : sums) sum = hn::Zero(d32);
     for (auto& sum : more) sum = hn::Zero(d32);
     int32_t i = 0;
@@ -167,7 +169,8 @@ void dot_nibble_tile(const int16_t* q, int32_t dim, const void* const* rows, int
     sum_elements(sums, dots + r, dot_stride);
     for (int32_t query = 0; query < kQueries && i < half; ++query) {
       const int16_t* at = q + int64_t{query} * dim;
-      for (int32_t j = i; j < half; ++j) dots[query * dot_stride + r] += at[j] * (row[j] & 15) + at[half + j] * (row[j] >> 4);
+      for (int32_t j = i; j < half; ++j)
+        dots[query * dot_stride + r] += at[j] * (row[j] & 15) + at[half + j] * (row[j] >> 4);
     }
   }
 }
@@ -248,8 +251,8 @@ float round_to_i16(const float* values, int32_t count, int16_t* rounded) {
   return HWY_DYNAMIC_DISPATCH(round_to_i16_simd)(values, count, rounded);
 }
 
-void dot_nibble_rows(const int16_t* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows, int32_t* dots,
-                     int64_t dot_stride) {
+void dot_nibble_rows(const int16_t* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows,
+                     int32_t* dots, int64_t dot_stride) {
   HWY_DYNAMIC_DISPATCH(dot_nibble_rows_simd)(q, num_queries, dim, rows, num_rows, dots, dot_stride);
 }
 

@@ -9,11 +9,11 @@
 namespace rarefy::cpu {
 
 // dots[query * dot_stride + row] = sum over dim of q[query][dim] * rows[row][dim], accumulated in f32.
-void dot_rows(const float* q,           // [num_queries, dim] f32
+void dot_rows(const float* q,  // [num_queries, dim] f32
               int32_t num_queries, int32_t dim,
               const void* const* rows,  // [num_rows] pointers to [dim] dtype; f32, f16, bf16 or u8
               int32_t num_rows, DType dtype,
-              float* dots,              // [num_queries, num_rows] f32; rows dot_stride elements apart
+              float* dots,  // [num_queries, num_rows] f32; rows dot_stride elements apart
               int64_t dot_stride);
 
 // Rounds to the nearest multiples of the returned step, the largest value's 1 / 32,767. Values that are not finite, and zeros,
@@ -27,11 +27,11 @@ void dot_nibble_rows(const int16_t* q,                  // [num_queries, dim] i1
                      int32_t num_queries, int32_t dim,  // even, at most 4096
                      const void* const* rows,           // [num_rows] pointers to [dim / 2] bytes
                      int32_t num_rows,
-                     int32_t* dots,                     // [num_queries, num_rows] i32; rows dot_stride elements apart
+                     int32_t* dots,  // [num_queries, num_rows] i32; rows dot_stride elements apart
                      int64_t dot_stride);
 
 void rows_to_float(const void* rows,  // [num_rows, dim] dtype; f32, f16 or bf16; row_stride elements apart
                    DType dtype, int64_t row_stride, int32_t num_rows, int32_t dim,
-                   float* out);       // [num_rows, dim] f32
+                   float* out);  // [num_rows, dim] f32
 
 }  // namespace rarefy::cpu

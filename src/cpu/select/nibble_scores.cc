@@ -147,7 +147,8 @@ HWY_INLINE void add_rows(const uint8_t* tables, int64_t half_bytes, const std::b
   for (int32_t query = 0; query < kQueries; ++query) {
     const uint8_t* table = tables + query * 2 * half_bytes + at;
     for (int32_t i = 0; i < kVectors; i += 2) {
-      const ByteVec low0 = hn::Load(d8, table + i * vector_bytes), high0 = hn::Load(d8, table + half_bytes + i * vector_bytes);
+      const ByteVec low0 = hn::Load(d8, table + i * vector_bytes),
+                    high0 = hn::Load(d8, table + half_bytes + i * vector_bytes);
       for (int32_t block = 0; block < kBlocks; ++block) {
         ByteVec sum = hn::Add(hn::TableLookupBytes(low0, low[block][i]), hn::TableLookupBytes(high0, high[block][i]));
         if (i + 1 < kVectors) {
@@ -163,15 +164,16 @@ HWY_INLINE void add_rows(const uint8_t* tables, int64_t half_bytes, const std::b
 
 // Sums of table entries for kQueries queries and kBlocks blocks.
 template <int32_t kQueries, int32_t kBlocks>
-HWY_INLINE void sum_tile(const uint8_t* tables, int32_t num_lanes, const std::byte* const* entries,
-                         uint16_t* sums, int64_t query_stride) {  // sums: [kQueries, query_stride] u16; 16 per block
+HWY_INLINE void sum_tile(const uint8_t* tables, int32_t num_lanes, const std::byte* const* entries, uint16_t* sums,
+                         int64_t query_stride) {  // sums: [kQueries, query_stride] u16; 16 per block
   const int64_t half_bytes = int64_t{num_lanes} * kNibblePatterns;
   Sums tile[kQueries][kBlocks];
   for (auto& row : tile) {
     for (Sums& sum : row) sum.all = sum.high = hn::Zero(Words());
   }
   int64_t at = 0;
-  for (; at + 2 * kRowBytes <= half_bytes; at += 2 * kRowBytes) add_rows<kQueries, kBlocks, 2>(tables, half_bytes, entries, at, tile);
+  for (; at + 2 * kRowBytes <= half_bytes; at += 2 * kRowBytes)
+    add_rows<kQueries, kBlocks, 2>(tables, half_bytes, entries, at, tile);
   if (at < half_bytes) add_rows<kQueries, kBlocks, 1>(tables, half_bytes, entries, at, tile);
   const hn::FixedTag<uint16_t, 8> d128;
   for (int32_t query = 0; query < kQueries; ++query) {
@@ -316,8 +318,8 @@ void sum_run(const uint8_t* tables, int32_t num_lanes, const std::byte* const* e
 
 // scores = scale * (step * (sum - offset)), with the scales behind the codes of each block.
 void scale_run(const uint16_t* sums,  // [num_blocks, 16] u16
-               const std::byte* const* entries, int32_t num_blocks, int64_t codes_bytes, float step,
-               int32_t offset, const ScoreOutput& output) {
+               const std::byte* const* entries, int32_t num_blocks, int64_t codes_bytes, float step, int32_t offset,
+               const ScoreOutput& output) {
   const hn::CappedTag<float, kNibbleBlockTokens> df;
   const hn::Rebind<int32_t, decltype(df)> di;
   const hn::Rebind<uint16_t, decltype(df)> d16;
@@ -343,8 +345,7 @@ void score_run(const NibbleTables& queries, int32_t first_query, const std::byte
   sum_run<kQueries>(tables, queries.num_lanes, entries, num_blocks, prefetcher, sums, kQueryStride);
   for (int32_t query = 0; query < kQueries; ++query) {
     scale_run(sums + query * kQueryStride, entries, num_blocks, int64_t{queries.num_lanes} * kNibbleLaneBytes,
-              queries.steps[first_query + query], kNibbleTableMiddle * 2 * queries.num_lanes,
-              output.from(query, 0));
+              queries.steps[first_query + query], kNibbleTableMiddle * 2 * queries.num_lanes, output.from(query, 0));
   }
 }
 
@@ -415,8 +416,8 @@ namespace rarefy::cpu {
 HWY_EXPORT(nibble_scores_simd);
 HWY_EXPORT(make_nibble_table_simd);
 
-float make_nibble_table(const float* q, int32_t head_dim, int32_t dims_per_group, const float* coefficients, int32_t num_lanes,
-                        uint8_t* table) {
+float make_nibble_table(const float* q, int32_t head_dim, int32_t dims_per_group, const float* coefficients,
+                        int32_t num_lanes, uint8_t* table) {
   return HWY_DYNAMIC_DISPATCH(make_nibble_table_simd)(q, head_dim, dims_per_group, coefficients, num_lanes, table);
 }
 

@@ -27,9 +27,10 @@ inline constexpr int32_t kNibbleTableMiddle = 31;  // table entries are 31 + (-3
 
 struct NibbleTables {
   int32_t num_queries = 0;
-  int32_t num_lanes = 0;            // a multiple of kNibbleLaneMultiple
-  const uint8_t* tables = nullptr;  // [num_queries, 2, num_lanes, 16] u8; low nibbles' tables, then high ones'; 64-byte aligned
-  const float* steps = nullptr;     // [num_queries] f32
+  int32_t num_lanes = 0;  // a multiple of kNibbleLaneMultiple
+  // [num_queries, 2, num_lanes, 16] u8; low nibbles' tables, then high ones'; 64-byte aligned
+  const uint8_t* tables = nullptr;
+  const float* steps = nullptr;  // [num_queries] f32
 };
 
 // Where the codes of a token and lane lie within an entry.
@@ -45,12 +46,12 @@ inline int64_t nibble_block_bytes(int32_t num_lanes) {
 
 // Table of one query: the contribution of pattern p in group g is sum_j coefficients[j][p] * q[g * dims_per_group + j],
 // rounded to a multiple of the returned step. Groups past the last dimension contribute nothing.
-float make_nibble_table(const float* q,             // [head_dim] f32
-                        int32_t head_dim,           // a multiple of dims_per_group
+float make_nibble_table(const float* q,    // [head_dim] f32
+                        int32_t head_dim,  // a multiple of dims_per_group
                         int32_t dims_per_group,
                         const float* coefficients,  // [dims_per_group, 16] f32
                         int32_t num_lanes,
-                        uint8_t* table);            // [2, num_lanes, 16] u8
+                        uint8_t* table);  // [2, num_lanes, 16] u8
 
 struct NibbleBlocks {
   const std::byte* const* entries = nullptr;  // [num_blocks + num_ahead] pointers to [nibble_block_bytes] bytes

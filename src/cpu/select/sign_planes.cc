@@ -189,8 +189,9 @@ HWY_INLINE const int8_t* add_tile_planes(const std::byte* const* entries, int32_
 #pragma GCC unroll 16
     for (int32_t block = 0; block < kBlocks; ++block) {
       index[block] = _mm512_loadu_si512(entries[block] + int64_t{first + plane} * kPlaneTokens);
-      left[block] = plane == 0 ? index[block]
-                               : _mm512_ternarylogic_epi32(taken, left[block], _mm512_srli_epi16(index[block], 2 * plane), kSelect);
+      left[block] =
+          plane == 0 ? index[block]
+                     : _mm512_ternarylogic_epi32(taken, left[block], _mm512_srli_epi16(index[block], 2 * plane), kSelect);
     }
     look_up<kQueries, kBlocks>(index, table + plane * kTableBytes, query_bytes, sums);
   }
@@ -210,7 +211,8 @@ HWY_INLINE const int8_t* add_chunk(const std::byte* const* entries, int32_t firs
     table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane + 3, table, query_bytes, sums);
     return add_tile_planes<kQueries, kBlocks, 2>(entries, plane + 6, table, query_bytes, sums);
   }
-  for (; plane + 3 <= end; plane += 3) table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane, table, query_bytes, sums);
+  for (; plane + 3 <= end; plane += 3)
+    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane, table, query_bytes, sums);
   if (plane + 2 == end) return add_tile_planes<kQueries, kBlocks, 2>(entries, plane, table, query_bytes, sums);
   if (plane + 1 == end) return add_tile_planes<kQueries, kBlocks, 1>(entries, plane, table, query_bytes, sums);
   return table;
@@ -225,13 +227,14 @@ struct PairSums {
 };
 HWY_INLINE PairSums widen(__m512i even, __m512i odd) {
   const __m512i ones = _mm512_set1_epi8(1);
-  return {_mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(even, odd)), _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(even, odd))};
+  return {_mm512_maddubs_epi16(ones, _mm512_unpacklo_epi8(even, odd)),
+          _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(even, odd))};
 }
 
 // kPlanes: num_planes, at most 16, or 0 for any number.
 template <int32_t kQueries, int32_t kBlocks, int32_t kPlanes>
 HWY_INLINE void score_tile(const PlaneQueries& queries, int32_t first_query, const std::byte* const* entries,
-                                            const PlaneOutput& output) {
+                           const PlaneOutput& output) {
   constexpr int32_t kSums = kQueries * kBlocks;
   constexpr bool kOnePair = kPlanes > 0;
   const int32_t num_planes = kOnePair ? kPlanes : queries.num_planes;
@@ -279,8 +282,7 @@ HWY_INLINE void score_tile(const PlaneQueries& queries, int32_t first_query, con
 }
 
 template <int32_t kQueries, int32_t kPlanes>
-void score_all(const PlaneQueries& queries, int32_t first_query, const PlaneBlocks& blocks,
-                                const PlaneOutput& output) {
+void score_all(const PlaneQueries& queries, int32_t first_query, const PlaneBlocks& blocks, const PlaneOutput& output) {
   constexpr int32_t kTileBlocks = kPlanes > 0 ? 2 : 1;  // pairs of sums take half of the registers
   int32_t block = 0;
   for (; block + kTileBlocks <= blocks.num_blocks; block += kTileBlocks) {
@@ -348,8 +350,8 @@ using ByteVec = hn::Vec<Bytes>;
 using WordVec = hn::Vec<Words>;
 
 template <int32_t kQueries>
-HWY_INLINE void add_planes(const uint8_t* codes,   // [num_planes, 64] u8, from some token on
-                           const int8_t* tables,   // [kQueries, plane_table_bytes] i8
+HWY_INLINE void add_planes(const uint8_t* codes,  // [num_planes, 64] u8, from some token on
+                           const int8_t* tables,  // [kQueries, plane_table_bytes] i8
                            int64_t query_bytes, int32_t first, int32_t end, ByteVec (&sums)[kQueries]) {
   const Bytes d8;
   const hn::Repartition<uint16_t, Bytes> d16;
@@ -385,7 +387,8 @@ void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneB
       for (int32_t plane = 0; plane < queries.num_planes; plane += kChunkPlanes) {
         ByteVec sums[kQueries];
         for (ByteVec& sum : sums) sum = hn::Zero(d8);
-        add_planes<kQueries>(entry + byte, tables, query_bytes, plane, std::min(queries.num_planes, plane + kChunkPlanes), sums);
+        add_planes<kQueries>(entry + byte, tables, query_bytes, plane, std::min(queries.num_planes, plane + kChunkPlanes),
+                             sums);
         for (int32_t query = 0; query < kQueries; ++query) {
           const ByteVec zero = hn::Zero(d8);  // below the byte: a shift extends the sign
           const auto words_low = hn::BitCast(d16, hn::InterleaveLower(d8, zero, sums[query]));

@@ -47,7 +47,9 @@ inline int32_t plane_position(int32_t token) {
   return 16 * l + 8 * (k / 2) + 2 * m + k % 2;
 }
 inline int64_t plane_block_bytes(int32_t num_planes) { return (int64_t{num_planes} + 1) * kPlaneTokens; }
-inline int64_t plane_code_offset(int32_t plane, int32_t token) { return int64_t{plane} * kPlaneTokens + plane_position(token); }
+inline int64_t plane_code_offset(int32_t plane, int32_t token) {
+  return int64_t{plane} * kPlaneTokens + plane_position(token);
+}
 inline int64_t plane_scale_offset(int32_t num_planes, int32_t token) { return int64_t{num_planes} * kPlaneTokens + token; }
 
 // Room for the tables of one query.
