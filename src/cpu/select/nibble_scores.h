@@ -28,7 +28,7 @@ inline constexpr int32_t kNibbleTableMiddle = 31;  // table entries are 31 + (-3
 struct NibbleTables {
   int32_t num_queries = 0;
   int32_t num_lanes = 0;  // a multiple of kNibbleLaneMultiple
-  // [num_queries, 2, num_lanes, 16] u8; low nibbles' tables, then high ones'; 64-byte aligned
+  // `tables` [num_queries, 2, num_lanes, 16] u8; low nibbles' tables, then high ones'; 64-byte aligned
   const uint8_t* tables = nullptr;
   const float* steps = nullptr;  // [num_queries] f32
 };
