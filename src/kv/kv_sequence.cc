@@ -98,11 +98,24 @@ Status KvSequence::write(int32_t layer, const float* keys, const float* values) 
   const int64_t page_bytes = config.page_size * self.pool->row_bytes();
   std::byte* const key_region = self.pool->keys(layer);
   std::byte* const value_region = self.pool->values(layer);
+  const auto offset_of = [&](int32_t position, int32_t kv_head) {
+    const int64_t page = int64_t{kv_head} * self.pool->num_pages() + self.page_table[position / config.page_size];
+    return page * page_bytes + position % config.page_size * self.pool->row_bytes();
+  };
+  if (pending() == 1) {
+    // Rows of different heads lie far apart, and stores commit in order: without this each head would wait for memory in turn.
+    for (int32_t kv_head = 0; kv_head < config.num_kv_heads; ++kv_head) {
+      const int64_t to = offset_of(self.length, kv_head);
+      for (int64_t byte = 0; byte < self.pool->row_bytes(); byte += 64) {
+        __builtin_prefetch(key_region + to + byte, 1);
+        __builtin_prefetch(value_region + to + byte, 1);
+      }
+    }
+  }
   for (int32_t position = self.length; position < self.kv_len; ++position) {
     const int64_t from = int64_t{position - self.length} * config.num_kv_heads * config.head_dim;
     for (int32_t kv_head = 0; kv_head < config.num_kv_heads; ++kv_head) {
-      const int64_t page = int64_t{kv_head} * self.pool->num_pages() + self.page_table[position / config.page_size];
-      const int64_t to = page * page_bytes + position % config.page_size * self.pool->row_bytes();
+      const int64_t to = offset_of(position, kv_head);
       const int64_t head_from = from + int64_t{kv_head} * config.head_dim;
       round_row(keys + head_from, config.head_dim, config.dtype, key_region + to);
       round_row(values + head_from, config.head_dim, config.dtype, value_region + to);

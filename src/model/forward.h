@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "cpu/matmul/aligned_buffer.h"
+#include "core/aligned_buffer.h"
 #include "cpu/matmul/matmul.h"
 #include "model/weights.h"
 #include "rarefy/model/model.h"
@@ -35,7 +35,7 @@ class ForwardScratch::Impl {
       observer;  // hidden: [num_tokens, hidden_size] f32
 
  private:
-  cpu::AlignedBuffer storage_;  // all of the above
+  AlignedBuffer storage_;  // all of the above
 };
 
 namespace model {
