@@ -124,19 +124,27 @@ MeanAndError loss_error(const ArmScores& arm) {
   return arm.mean_loss.size() > 1 ? mean_and_error(arm.mean_loss) : mean_and_error(arm.tokens.losses);
 }
 
-MeanAndError gap_error(const ArmScores& arm, const ArmScores& dense) {
+// Paired differences to dense.
+std::vector<double> loss_gaps(const ArmScores& arm, const ArmScores& dense) {
   const bool by_passage = arm.mean_loss.size() > 1;
   std::vector<double> gaps = by_passage ? arm.mean_loss : arm.tokens.losses;
   const std::vector<double>& base = by_passage ? dense.mean_loss : dense.tokens.losses;
   for (size_t i = 0; i < gaps.size(); ++i) gaps[i] -= base[i];
-  return mean_and_error(gaps);
+  return gaps;
+}
+
+Interval mean_interval(const std::vector<double>& values) {  // [num_values] f64
+  std::vector<std::pair<double, double>> pairs;
+  for (const double value : values) pairs.emplace_back(value, 1.0);
+  return bootstrap_ratio(pairs);
 }
 
 void write_json(Output& output, const Flags& flags, const LoadedModel& loaded, DType kv_dtype, const std::vector<Arm>& arms,
                 const std::vector<ArmScores>& scores, int64_t context_tokens) {
   for (size_t i = 0; i < arms.size(); ++i) {
     const ArmScores& arm = scores[i];
-    const MeanAndError loss = loss_error(arm), gap = gap_error(arm, scores[0]);
+    const MeanAndError loss = loss_error(arm), gap = mean_and_error(loss_gaps(arm, scores[0]));
+    const Interval interval = mean_interval(loss_gaps(arm, scores[0]));
     nlohmann::ordered_json record = new_record("perplexity");
     record["model"] = loaded.folder.filename().string();
     record["set"] = flags.set.empty() ? std::filesystem::path(flags.file).filename().string() : flags.set;
@@ -150,6 +158,7 @@ void write_json(Output& output, const Flags& flags, const LoadedModel& loaded, D
     record["loss_standard_error"] = loss.standard_error;
     record["loss_gap"] = mean_and_error(arm.tokens.losses).mean - mean_and_error(scores[0].tokens.losses).mean;
     record["loss_gap_standard_error"] = gap.standard_error;
+    record["loss_gap_ci95"] = {interval.low, interval.high};
     record["standard_error_over"] = arm.mean_loss.size() > 1 ? "contexts" : "tokens";
     record["kl_mean"] = mean_and_error(arm.tokens.divergences).mean;
     record["kl_p99"] = quantile(arm.tokens.divergences, 0.99);
@@ -168,7 +177,7 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
   Table cost({"policy", "density", "bytes_ratio", "error, estimated", "error, audited", "ms/token"});
   for (size_t i = 0; i < arms.size(); ++i) {
     const ArmScores& arm = scores[i];
-    const MeanAndError gap = gap_error(arm, scores[0]);
+    const MeanAndError gap = mean_and_error(loss_gaps(arm, scores[0]));
     const double loss = mean_and_error(arm.tokens.losses).mean;
     const std::string name = fit(arms[i].name, 24);
     const auto when = [&](bool shown, std::string text) { return shown ? text : std::string("-"); };
