@@ -400,8 +400,9 @@ TEST(CentredSigns, BeatPlainSignsOnKeysThatShareADirection) {
   EXPECT_LT(errors[1], 0.6 * errors[0]);
 }
 
-// One outlier channel must not decide the signs of all components. A random rotation leaves a share of them small: of a sum of
-// 64 signs, 0.29 are below half a standard deviation. After one Hadamard transform all have the same magnitude, and none is.
+// One outlier channel must not decide the signs of all components: some have to stay small. A component of a channel after two
+// rounds is a sum of 64 signs, below half a standard deviation with probability 0.29; the magnitudes are the same for every
+// channel, in another order, so that the share is that of one draw of 64. After one round all magnitudes are equal, and none is.
 TEST(RotationQuality, SpreadsOneChannelUnevenly) {
   for (int32_t head_dim : {64, 128}) {
     const Rotation rotation(head_dim);
@@ -412,7 +413,7 @@ TEST(RotationQuality, SpreadsOneChannelUnevenly) {
       rotation.apply(x.data(), rotated.data());
       for (float value : rotated) small += std::abs(value) < 0.5f ? 1.0 : 0.0;
     }
-    EXPECT_GT(small / (head_dim * head_dim), 0.2) << head_dim;
+    EXPECT_GT(small / (head_dim * head_dim), 0.1) << head_dim;
     EXPECT_LT(small / (head_dim * head_dim), 0.5) << head_dim;
   }
 }
