@@ -57,19 +57,23 @@ double QuantileSketch::quantile(double p) const {
   return max_;
 }
 
+void Traffic::add(const Traffic& other) {
+  dense_layer_steps += other.dense_layer_steps;
+  sparse_layer_steps += other.sparse_layer_steps;
+  tokens_read += other.tokens_read;
+  tokens_cached += other.tokens_cached;
+  row_bytes += other.row_bytes;
+  index_bytes += other.index_bytes;
+  dense_bytes += other.dense_bytes;
+}
+
 void RunStats::merge(const RunStats& other) {
   prefill_tokens += other.prefill_tokens;
   prefill_seconds += other.prefill_seconds;
   decode_tokens += other.decode_tokens;
   decode_seconds += other.decode_seconds;
   audit_seconds += other.audit_seconds;
-  traffic.dense_layer_steps += other.traffic.dense_layer_steps;
-  traffic.sparse_layer_steps += other.traffic.sparse_layer_steps;
-  traffic.tokens_read += other.traffic.tokens_read;
-  traffic.tokens_cached += other.traffic.tokens_cached;
-  traffic.row_bytes += other.traffic.row_bytes;
-  traffic.index_bytes += other.traffic.index_bytes;
-  traffic.dense_bytes += other.traffic.dense_bytes;
+  traffic.add(other.traffic);
   estimated_error.merge(other.estimated_error);
 
   audit.layer_steps += other.audit.layer_steps;

@@ -264,6 +264,16 @@ class ReadmeTablesTest(TreeTest):
         code, text = self.grid("where=batch:1 columns=sparsity,scope", self.CELLS)
         self.assertEqual((code, text.count("| kv_head |") + text.count("kv_head")), (0, 4))
 
+    def test_shows_a_text_and_elides_numbered_lines(self):
+        self.write("README.md", "<!-- begin: cpu text=report -->\nold\n<!-- end: cpu -->\n")
+        report = "first\n" + "".join(f" {i}/6 line\n" for i in range(1, 7)) + "last\n"
+        self.write("results/cpu.jsonl", json.dumps({**self.ROW, "report": report}) + "\n")
+        self.assertEqual(self.run_tables(), 0)
+        expected = "```\nfirst\n 1/6 line\n 2/6 line\n 3/6 line\n...\n 6/6 line\nlast\n```\n"
+        self.assertIn(expected, (self.root / "README.md").read_text())
+        self.write("results/cpu.jsonl", json.dumps(self.ROW) + "\n")
+        self.assertEqual(self.run_tables(), 2)
+
     def test_refuses_unknown_region(self):
         self.write("README.md", "<!-- begin: nonsense -->\n<!-- end: nonsense -->\n")
         self.assertEqual(self.run_tables(), 2)

@@ -42,6 +42,7 @@ struct Traffic {
   int64_t index_bytes = 0;
   int64_t dense_bytes = 0;
 
+  void add(const Traffic& other);
   double density() const { return tokens_cached > 0 ? static_cast<double>(tokens_read) / static_cast<double>(tokens_cached) : 1.0; }
   double bytes_ratio() const {
     return dense_bytes > 0 ? static_cast<double>(row_bytes + index_bytes) / static_cast<double>(dense_bytes) : 1.0;
