@@ -9,6 +9,8 @@
 
 namespace rarefy::model::tokenizer {
 
+inline constexpr std::string_view kReplacement = "\xef\xbf\xbd";  // U+FFFD
+
 // What starts at text[0]: a whole character, the beginning of one that the text cuts off, or bytes that start none.
 struct Utf8Step {
   enum class Kind { character, cut_off, malformed } kind;
@@ -18,6 +20,9 @@ struct Utf8Step {
 
 // Pre: text is not empty.
 Utf8Step utf8_step(std::string_view text);
+
+// Where the last character of `text` starts. Pre: text is UTF-8 and not empty.
+std::size_t last_character(std::string_view text);
 
 // Offset of the first byte that is not part of a character.
 std::optional<std::size_t> first_malformed_byte(std::string_view text);

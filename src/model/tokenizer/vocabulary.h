@@ -41,6 +41,11 @@ class Vocabulary {
     const auto it = tokens_.find(id);
     return it == tokens_.end() ? nullptr : &it->second;
   }
+  // Calls `visit(token, id)` for every token, in no order.
+  template <typename Visit>
+  void for_each(Visit visit) const {
+    for (const auto& [token, id] : ids_) visit(std::string_view(token), id);
+  }
   int32_t size() const { return size_; }  // largest id + 1
 
  private:
