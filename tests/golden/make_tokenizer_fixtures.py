@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the golden tokenizer fixtures: tiny byte-level BPE tokenizers and what the `tokenizers` package does with them.
+"""Makes the golden tokenizer fixtures: tiny BPE tokenizers, byte-level and with byte fallback, and what the `tokenizers` package does with them.
 
     python3 tests/golden/make_tokenizer_fixtures.py OUT_DIR      # e.g. tests/golden/tokenizers
 
 Needs tokenizers 0.23; a few minutes. `make_tokenizer_fixtures.py OUT_DIR --show NAME INDEX` prints instead what the package does with
-one of the texts whose results are stored as hashes. OUT_DIR gets, per tokenizer:
+one of the texts whose results are stored as hashes; `make_tokenizer_fixtures.py OUT_DIR --large NUM_MERGES FILE...` trains tokenizers of
+the five families on the text of files instead, for benchmarks. OUT_DIR gets, per tokenizer:
 
     NAME.tokenizer.json   the tokenizer
     NAME.cases.jsonl      one case a line: [text, ids, ids with special tokens as plain text or null when equal,
@@ -88,15 +89,21 @@ def special(content: str) -> AddedToken:
     return AddedToken(content, special=True, normalized=False)
 
 
+class large:
+    """What --large trains with; empty without it."""
+    num_merges = 0
+    lines: list = []
+
+
 def train(pre_tokenizer, merges: int, model=None, normalizer=None, special_tokens=()) -> Tokenizer:
     tokenizer = Tokenizer(model or models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=256 + merges, show_progress=False, min_frequency=1, special_tokens=list(special_tokens),
+    trainer = trainers.BpeTrainer(vocab_size=256 + (large.num_merges or merges), show_progress=False, min_frequency=1, special_tokens=list(special_tokens),
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer.train_from_iterator([TRAINING_TEXT] + [" ".join(WORDS)] * 3 + CODE, trainer)
+    tokenizer.train_from_iterator(large.lines or [TRAINING_TEXT] + [" ".join(WORDS)] * 3 + CODE, trainer)
     return tokenizer
 
 
@@ -219,9 +226,9 @@ def train_sentence_piece(names: list, merges: int, options: dict, limit_alphabet
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     if not whole_lines:
         tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    trainer = trainers.BpeTrainer(vocab_size=len(names) + limit_alphabet + merges, show_progress=False, min_frequency=1,
+    trainer = trainers.BpeTrainer(vocab_size=len(names) + limit_alphabet + (large.num_merges or merges), show_progress=False, min_frequency=1,
                                   special_tokens=names, limit_alphabet=limit_alphabet)
-    tokenizer.train_from_iterator((TRAINING_TEXT + " ".join(WORDS) * 3 + "".join(CODE)).splitlines(), trainer)
+    tokenizer.train_from_iterator(large.lines or (TRAINING_TEXT + " ".join(WORDS) * 3 + "".join(CODE)).splitlines(), trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return edit(tokenizer, lambda data: data.update(added_tokens=[]))
@@ -387,6 +394,12 @@ def main() -> None:
     out = pathlib.Path(sys.argv[1])
     if len(sys.argv) == 5 and sys.argv[2] == "--show":
         show(out, sys.argv[3], int(sys.argv[4]))
+        return
+    if len(sys.argv) > 4 and sys.argv[2] == "--large":
+        large.num_merges = int(sys.argv[3])
+        large.lines = [line for file in sys.argv[4:] for line in pathlib.Path(file).read_text(encoding="utf-8").splitlines(keepends=True)]
+        for name, make in FAMILIES.items():
+            make().save(str(out / f"{name}.tokenizer.json"), pretty=False)
         return
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(SEED)

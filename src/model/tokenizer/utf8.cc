@@ -21,10 +21,9 @@ std::size_t ascii_prefix(std::string_view text) {
 
 }  // namespace
 
-Utf8Step utf8_step(std::string_view text) {
+Utf8Step utf8_step_beyond_ascii(std::string_view text) {
   using Kind = Utf8Step::Kind;
   const uint8_t lead = byte_at(text, 0);
-  if (lead < 0x80) return {Kind::character, 1, lead};
   if (lead < 0xc2 || lead > 0xf4) return {Kind::malformed, 1};
   const std::size_t size = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
   uint32_t code_point = lead & (0x7fu >> size);
