@@ -24,8 +24,9 @@ struct Kind {
   const char* name;
   bool is_lossless;  // decoding gives the text again, but for U+2581 where it is a space
 };
-constexpr Kind kKinds[] = {{"llama3", true},     {"qwen2", false},    {"qwen35", false}, {"ministral", true}, {"gemma3", true},
-                           {"awkward", false},   {"fallback", false}, {"gpt2", false},   {"cased", false},    {"characters", false}};
+constexpr Kind kKinds[] = {{"llama3", true}, {"qwen2", false},     {"qwen35", false},   {"ministral", true},
+                           {"gemma3", true}, {"awkward", false},   {"fallback", false}, {"gpt2", false},
+                           {"cased", false}, {"characters", false}};
 constexpr std::string_view kPatterns[] = {mt::kGpt2Pattern, mt::kLlama3Pattern, mt::kQwen2Pattern, mt::kQwen35Pattern,
                                           mt::kMinistralPattern};
 
