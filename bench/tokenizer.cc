@@ -58,7 +58,7 @@ void set_counters(benchmark::State& state, std::size_t num_bytes, std::size_t nu
 void encode(benchmark::State& state, const std::string& family, const std::string& text) {
   const rarefy::Tokenizer& subject = loaded(family);
   std::size_t num_tokens = 0;
-  for (auto _ : state) num_tokens = subject.encode(text).value().size();
+  while (state.KeepRunning()) num_tokens = subject.encode(text).value().size();
   set_counters(state, text.size(), num_tokens);
 }
 
@@ -75,12 +75,12 @@ void decode_english(benchmark::State& state, const char* family) {
   const rarefy::Tokenizer& subject = loaded(family);
   const auto ids = subject.encode(english(static_cast<std::size_t>(state.range(0)))).value();
   std::size_t num_bytes = 0;
-  for (auto _ : state) num_bytes = subject.decode(ids).value().size();
+  while (state.KeepRunning()) num_bytes = subject.decode(ids).value().size();
   set_counters(state, num_bytes, ids.size());
 }
 
 void load(benchmark::State& state, const char* family) {
-  for (auto _ : state) benchmark::DoNotOptimize(tokenizer(family));
+  while (state.KeepRunning()) benchmark::DoNotOptimize(tokenizer(family));
 }
 
 void sizes(benchmark::internal::Benchmark* b) {

@@ -32,7 +32,7 @@ std::size_t trailing_white_space(std::string_view text) {
 
 // A character of a word as the engine that `tokenizers` uses here sees it: unlike Oniguruma's \w with joiners and without the
 // superscripts and fractions of Latin-1.
-const std::string kWordCharacter = R"((?:(?![\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}])[\w\x{200c}\x{200d}]))";
+constexpr std::string_view kWordCharacter = R"((?:(?![\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}])[\w\x{200c}\x{200d}]))";
 
 Expected<bool> matches(const Regex& regex, std::string_view text, RegexScratch& scratch) {
   std::vector<Range> found;
@@ -113,8 +113,8 @@ Expected<AddedTokens> AddedTokens::parse(const Json* value, std::string_view pla
     added.tokens_.push_back(std::move(token));
   }
   if (any_single_word) {
-    RAREFY_ASSIGN_OR_RETURN(Regex before, Regex::compile(kWordCharacter + "\\z"));
-    RAREFY_ASSIGN_OR_RETURN(Regex after, Regex::compile("\\A" + kWordCharacter));
+    RAREFY_ASSIGN_OR_RETURN(Regex before, Regex::compile(std::string(kWordCharacter) + "\\z"));
+    RAREFY_ASSIGN_OR_RETURN(Regex after, Regex::compile("\\A" + std::string(kWordCharacter)));
     added.word_before_.push_back(std::move(before));
     added.word_after_.push_back(std::move(after));
   }

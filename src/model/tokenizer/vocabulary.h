@@ -22,7 +22,7 @@ using StringMap = std::unordered_map<std::string, T, StringHash, std::equal_to<>
 class Vocabulary {
  public:
   // False when the token or the id is there already.
-  bool add(std::string token, int32_t id) { return add(token, id, token); }
+  bool add(const std::string& token, int32_t id) { return add(token, id, token); }
   // The same with another string to return for the id.
   bool add(std::string token, int32_t id, std::string text_of_id) {
     if (ids_.contains(token) || tokens_.contains(id)) return false;
