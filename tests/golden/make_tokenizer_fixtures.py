@@ -378,7 +378,7 @@ def write_hashes(out: pathlib.Path, name: str, count: int) -> None:
 
 FAMILIES = {"llama3": make_llama3, "qwen2": make_qwen2, "qwen35": make_qwen35, "ministral": make_ministral, "gemma3": make_gemma3}
 OTHERS = {"awkward": make_awkward, "fallback": make_fallback, "gpt2": make_gpt2, "cased": make_cased, "characters": make_characters}
-NUM_CASES = {"llama3": 300, "qwen2": 300, "qwen35": 200, "ministral": 200, "gemma3": 400, "awkward": 500, "fallback": 400, "gpt2": 150,
+NUM_CASES = {"llama3": 300, "qwen2": 300, "qwen35": 200, "ministral": 200, "gemma3": 448, "awkward": 500, "fallback": 400, "gpt2": 150,
              "cased": 150, "characters": 120}
 NUM_HASHED = 10000
 
