@@ -33,6 +33,7 @@ class TokenizerMany : public ::testing::TestWithParam<const char*> {
     std::map<int32_t, std::string> added;
     for (const Json& token : tokenizer_json_.at("added_tokens")) added[token.at("id")] = token.at("content");
     std::vector<std::string> contents;
+    contents.reserve(added.size());
     for (const auto& [id, content] : added) contents.push_back(content);
     texts_.emplace(Json::parse(fragments_file), contents);
     std::ifstream hashes_file(folder / (name + ".hashes"));

@@ -17,9 +17,9 @@ namespace {
 constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
 
 const model::Json& member_or_null(const model::Json& object, std::string_view key) {
-  static const model::Json kNull;
+  static const model::Json null_value;
   const model::Json* value = mt::find_member(object, key);
-  return value == nullptr ? kNull : *value;
+  return value == nullptr ? null_value : *value;
 }
 
 Status unknown_id(int32_t id, int32_t vocab_size) {
