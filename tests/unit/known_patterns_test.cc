@@ -133,10 +133,8 @@ TEST_P(KnownPatterns, RandomTexts) {
 }
 
 TEST_P(KnownPatterns, LongRuns) {
-  for (const std::string_view unit : {"a", "A", "Aa",
-                                      "\xc2\xaa"
-                                      "A",
-                                      " ", "\n", " \n", "1", ".", "\xcc\x81", "'s", "\xc3\xa9"}) {
+  for (const std::string_view unit :
+       {"a", "A", "Aa", "\xc2\xaa\x41", " ", "\n", " \n", "1", ".", "\xcc\x81", "'s", "\xc3\xa9"}) {
     for (const std::string_view end : {"", "x", ".", "\n"}) {
       std::string text;
       while (text.size() < 100000) text += unit;
