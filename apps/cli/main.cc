@@ -73,6 +73,7 @@ int run(int argc, const char* const* argv) {
       "that ships with rarefy.");
   add_demo(app);
   add_generate(app);
+  add_chat(app);
   add_perplexity(app);
   add_recall(app);
   add_policy(app);

@@ -12,6 +12,7 @@ namespace rarefy::cli {
 
 void add_demo(CLI::App& parent);
 void add_generate(CLI::App& parent);
+void add_chat(CLI::App& parent);
 void add_perplexity(CLI::App& parent);
 void add_recall(CLI::App& parent);
 void add_policy(CLI::App& parent);
