@@ -207,12 +207,13 @@ void add_chat(CLI::App& parent) {
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = add_verb(parent, "chat",
                             "Talk to a chat model; each line of standard input is a message.\n"
-                            "The cache is kept from turn to turn: only what is new is read. The checkpoint that\n"
-                            "ships with rarefy is no chat model: name one with -m.",
+                            "The cache is kept from turn to turn: only what is new is read. The checkpoint\n"
+                            "that ships with rarefy is no chat model: name one with -m.",
                             "  rarefy chat -m MODEL --system 'Answer briefly.' --policy 50x\n"
                             "  echo 'What is this about?' | rarefy chat -m MODEL -f document.txt --policy 50x\n\n"
                             "Commands in place of a message: /stats /reset /help /quit");
   add_model_flags(*verb, flags->model);
+  verb->get_option("--ctx-size")->description("longest conversation in tokens (default: the model's, up to 32768)");
   verb->add_option("-f,--file", flags->file, "text file, UTF-8, that comes before the first message")->type_name("FILE");
   verb->add_option("--system", flags->system, "the system message")->type_name("TEXT");
   verb->add_option("--chat-template", flags->chat_template,

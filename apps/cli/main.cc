@@ -78,6 +78,7 @@ int run(int argc, const char* const* argv) {
   add_recall(app);
   add_policy(app);
   add_inspect(app);
+  add_models(app);
   add_bench(app);
   try {
     app.parse(read_arguments(argc, argv));

@@ -17,6 +17,7 @@ void add_perplexity(CLI::App& parent);
 void add_recall(CLI::App& parent);
 void add_policy(CLI::App& parent);
 void add_inspect(CLI::App& parent);
+void add_models(CLI::App& parent);
 void add_bench(CLI::App& parent);
 void add_bench_attention(CLI::App& bench);
 

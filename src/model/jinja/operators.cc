@@ -155,10 +155,10 @@ bool equals(const Value& a, const Value& b, Budget& budget) {
     case Kind::dict: {
       const DictObject &x = a.dict(), &y = b.dict();
       if (x.items.size() != y.items.size()) return false;
-      for (const auto& [key, value] : x.items) {
-        const auto other =
-            std::find_if(y.items.begin(), y.items.end(), [&](const auto& item) { return equals(item.first, key, budget); });
-        if (other == y.items.end() || !equals(value, other->second, budget)) return false;
+      for (const auto& item : x.items) {
+        const auto other = std::find_if(y.items.begin(), y.items.end(),
+                                        [&](const auto& candidate) { return equals(candidate.first, item.first, budget); });
+        if (other == y.items.end() || !equals(item.second, other->second, budget)) return false;
       }
       return true;
     }

@@ -70,11 +70,12 @@ Value indent(Interpreter& run, const Value& input, const Arguments& arguments) {
   const std::string whole = required_text(input, "indent") + "\n";
   budget.work(16 * whole.size());
   Text text(budget);
+  const bool indents_first = flag_or(first, false), indents_blank = flag_or(blank, false);
   bool is_first = true;
   for_each_line(whole, [&](std::string_view line) {
     budget.step();
     if (!is_first) text.append('\n');
-    if (is_first ? flag_or(first, false) : !line.empty() || flag_or(blank, false)) text.append(indention);
+    if (is_first ? indents_first : indents_blank || !line.empty()) text.append(indention);
     text.append(line);
     is_first = false;
   });
