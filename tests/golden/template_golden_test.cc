@@ -14,7 +14,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kNow = 1770127506;  // 2026-02-03 14:05:06, the clock of the fixtures
-const std::string kFolder = std::string(RAREFY_SOURCE_DIR) + "/tests/golden/templates/";
+const std::string folder = std::string(RAREFY_SOURCE_DIR) + "/tests/golden/templates/";
 
 std::string read_file(const std::string& path) {
   std::stringstream text;
@@ -24,7 +24,7 @@ std::string read_file(const std::string& path) {
 
 Expected<std::string> render(const Json& one) {
   const std::string source = one.contains("source") ? one.at("source").get<std::string>()
-                                                    : read_file(kFolder + one.at("template").get<std::string>());
+                                                    : read_file(folder + one.at("template").get<std::string>());
   const auto chat = ChatTemplate::parse(source, {{"bos_token", "<s>"}, {"eos_token", "</s>"}});
   if (!chat) return chat.status();
   std::vector<ChatMessage> messages;
@@ -39,7 +39,7 @@ Expected<std::string> render(const Json& one) {
 
 std::vector<Json> read_cases() {
   std::vector<Json> cases;
-  std::ifstream file(kFolder + "cases.jsonl");
+  std::ifstream file(folder + "cases.jsonl");
   for (std::string line; std::getline(file, line);) cases.push_back(Json::parse(line));
   return cases;
 }

@@ -13,10 +13,10 @@ namespace {
 
 using testing::TemporaryFolder;
 
-const ChatMessage kHello[] = {{.role = "user", .content = "Hello"}};
+const ChatMessage hello[] = {{.role = "user", .content = "Hello"}};
 
 Expected<std::string> render(std::string_view source, const ChatOptions& options = {},
-                             std::span<const ChatMessage> messages = kHello) {
+                             std::span<const ChatMessage> messages = hello) {
   const auto chat = ChatTemplate::parse(source, {{"bos_token", "<s>"}});
   if (!chat) return chat.status();
   return chat->render(messages, options);
@@ -29,7 +29,7 @@ std::string error_of(std::string_view source) {
 }
 
 // Templates that would run or grow for very long. Each must end with resource_exhausted at the default limits.
-const char* const kHarmful[] = {
+constexpr const char* kHarmful[] = {
     // Loops
     "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
     "{% for a in range(100000) %}{% for b in range(100000) %}{% if false %}{% endif %}{% endfor %}{% endfor %}",
@@ -245,7 +245,7 @@ TEST(ChatTemplateFiles, FoundWhereFoldersKeepThem) {
   const auto load = [&](std::string_view name = "default") -> std::string {
     const auto chat = ChatTemplate::load(folder.path(), name);
     if (!chat) return std::string(to_string(chat.status().code())) + ": " + chat.status().message();
-    return chat->render(kHello).value();
+    return chat->render(hello).value();
   };
   EXPECT_NE(load().find("not found"), std::string::npos);
   EXPECT_NE(load().find("no chat model"), std::string::npos) << load();

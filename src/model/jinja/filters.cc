@@ -29,13 +29,13 @@ Value count(Interpreter& run, const Value& input, const Arguments& arguments) {
 }
 
 const std::vector<Filter>& all_filters() {
-  static const std::vector<Filter> kFilters = [] {
+  static const std::vector<Filter> all = [] {
     std::vector<Filter> filters = {{"count", count},  {"d", default_value}, {"default", default_value},
                                    {"length", count}, {"safe", safe},       {"tojson", filter_tojson}};
     for (const auto& more : {text_filters(), sequence_filters()}) filters.insert(filters.end(), more.begin(), more.end());
     return filters;
   }();
-  return kFilters;
+  return all;
 }
 
 }  // namespace
