@@ -148,7 +148,7 @@ TEST(CliModels, ListsSizesAndMemory) {
 
 TEST(CliModels, GiveBenchmarksTheirShapes) {
   const ProgramResult result =
-      run_program({"bench", "attention", "--case", "model=Qwen3.5-0.8B kv_len=256", "--repeats", "1", "-t", "1", "--json"});
+      run_program({"bench", "attention", "--case", "model=Qwen3.5-0.8B kv_len=256", "--repeats", "3", "-t", "1", "--json"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   bool any = false;
   std::istringstream lines(result.out);
