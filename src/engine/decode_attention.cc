@@ -122,6 +122,10 @@ Status DecodeAttention::attend(int32_t layer, int32_t num_tokens, const float* q
   return run_sparse(layer, args, q);
 }
 
+Expected<LayerState> DecodeAttention::state(int32_t layer) {
+  return Status::internal("layer " + std::to_string(layer) + " has no state");
+}
+
 Status DecodeAttention::run_dense(const DecodeArgs& args_in) {
   DecodeArgs args = args_in;
   args.workspace_bytes = engine_->dense_plan.workspace_bytes();

@@ -33,6 +33,7 @@ class DecodeAttention : public AttentionSink {
                 const float* k,        // [num_tokens, num_kv_heads, head_dim] f32
                 const float* v,        // [num_tokens, num_kv_heads, head_dim] f32
                 float* out) override;  // [num_tokens, num_q_heads, head_dim] f32
+  Expected<LayerState> state(int32_t layer) override;
 
  private:
   Status run_dense(const DecodeArgs& args);

@@ -233,6 +233,7 @@ class FailingAttention : public AttentionSink {
   Status attend(int32_t layer, int32_t, const float*, const float*, const float*, float*) override {
     return layer == 1 ? Status::resource_exhausted("no pages left") : Status();
   }
+  Expected<LayerState> state(int32_t) override { return Status::unsupported("no states here"); }
 };
 
 TEST_F(ModelLoad, FailuresOfTheAttentionComeBack) {
