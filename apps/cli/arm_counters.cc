@@ -29,13 +29,7 @@ void ArmCounters::add(const RunStats& stats) {
 }
 
 void ArmCounters::add(const ArmCounters& other) {
-  traffic.dense_layer_steps += other.traffic.dense_layer_steps;
-  traffic.sparse_layer_steps += other.traffic.sparse_layer_steps;
-  traffic.tokens_read += other.traffic.tokens_read;
-  traffic.tokens_cached += other.traffic.tokens_cached;
-  traffic.row_bytes += other.traffic.row_bytes;
-  traffic.index_bytes += other.traffic.index_bytes;
-  traffic.dense_bytes += other.traffic.dense_bytes;
+  traffic.add(other.traffic);
   decode_tokens += other.decode_tokens;
   decode_seconds += other.decode_seconds;
   estimated_count += other.estimated_count;

@@ -6,7 +6,8 @@
 namespace rarefy::model {
 namespace {
 
-// The block's result, normed once more where the family does so, onto the residual stream.
+// The block's result, normed once more where the family does so, onto the residual stream. `post_norm` [hidden_size] f32; empty
+// = none
 void add_to_residual(const BlockContext& context, const std::vector<float>& post_norm) {
   ForwardScratch::Impl& scratch = context.scratch;
   const int64_t hidden = context.config.hidden_size;

@@ -104,7 +104,7 @@ struct Matrix {
   int64_t row_stride, column_stride;
 };
 
-// kRows rows and kVectors vectors of columns of c += a b.
+// kRows rows and kVectors vectors of columns of c += a b: `b` [depth, kVectors * lanes] f32, `c` [kRows, kVectors * lanes] f32.
 template <int kRows, int kVectors>
 HWY_INLINE void multiply_add_block(const Matrix& a, const float* HWY_RESTRICT b, int64_t b_stride, int32_t depth,
                                    float* HWY_RESTRICT c, int64_t c_stride) {
@@ -127,6 +127,7 @@ HWY_INLINE void multiply_add_block(const Matrix& a, const float* HWY_RESTRICT b,
   }
 }
 
+// The same for any number of rows: `b` [depth, kVectors * lanes] f32, `c` [rows, kVectors * lanes] f32.
 template <int kVectors>
 HWY_INLINE void multiply_add_rows(const Matrix& a, const float* b, int64_t b_stride, int32_t rows, int32_t depth, float* c,
                                   int64_t c_stride) {
@@ -136,7 +137,7 @@ HWY_INLINE void multiply_add_rows(const Matrix& a, const float* b, int64_t b_str
   for (; r < rows; ++r) multiply_add_block<1, kVectors>(from(r), b, b_stride, depth, c + r * c_stride, c_stride);
 }
 
-// c [rows, columns] += a [rows, depth] b [depth, columns]; columns a multiple of 16.
+// c += a b with `b` [depth, columns] f32, `c` [rows, columns] f32; columns a multiple of 16.
 HWY_NOINLINE void multiply_add(const Matrix& a, const float* b, int64_t b_stride, int32_t rows, int32_t columns,
                                int32_t depth, float* c, int64_t c_stride) {
   const auto lanes = static_cast<int32_t>(hn::Lanes(F32()));
@@ -147,7 +148,7 @@ HWY_NOINLINE void multiply_add(const Matrix& a, const float* b, int64_t b_stride
     multiply_add_rows<1>(a, b + column, b_stride, rows, depth, c + column, c_stride);
 }
 
-// to = factor * from over `count` elements, a multiple of 16; `to` may be `from`.
+// to = factor * from: `from` [count] f32, `to` [count] f32, count a multiple of 16; `to` may be `from`.
 HWY_INLINE void scaled_copy(float factor, const float* from, int64_t count, float* to) {
   const F32 d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -168,7 +169,7 @@ struct HeadRows {
   int32_t key_dim, value_dim;
 };
 
-// One token: the state is read once for S^T k and S^T q together, and once more, by then from the cache, to be updated.
+// `scratch` [delta_scratch_floats] f32. One token: the state is read once for S^T k and S^T q together, and once more, by then from the cache, to be updated.
 HWY_NOINLINE void delta_step(const HeadRows& rows, int32_t row, float* HWY_RESTRICT scratch) {
   const F32 d;
   const auto lanes = static_cast<int32_t>(hn::Lanes(d));
@@ -205,7 +206,7 @@ HWY_NOINLINE void delta_step(const HeadRows& rows, int32_t row, float* HWY_RESTR
   }
 }
 
-// Rows [first, first + n) at once; n <= kDeltaChunk.
+// Rows [first, first + n) at once; n <= kDeltaChunk. `scratch` [delta_scratch_floats] f32
 HWY_NOINLINE void delta_chunk(const HeadRows& rows, int64_t first, int32_t n, float* HWY_RESTRICT scratch) {
   const int32_t key_dim = rows.key_dim, value_dim = rows.value_dim;
   float* keys_t = scratch;                                // [key_dim, kDeltaChunk] f32
@@ -281,6 +282,7 @@ int64_t delta_scratch_floats(int32_t key_dim, int32_t value_dim) {
          kDeltaChunk;
 }
 
+// `scratch` [delta_scratch_floats] f32
 void delta_head(const DeltaRuleArgs& args, int32_t head, float* scratch) {
   const int64_t state_floats = int64_t{args.key_head_dim} * args.value_head_dim;
   const int32_t key_head = head / (args.num_value_heads / args.num_key_heads);

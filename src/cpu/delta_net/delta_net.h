@@ -41,10 +41,10 @@ void l2_normalise_heads(float factor, int64_t num_rows, int64_t row_stride, int3
                         float* x);  // [num_rows, num_heads, head_dim] f32; rows row_stride elements apart
 
 struct DeltaRuleArgs {
-  const float* q =
-      nullptr;  // [num_rows, num_key_heads, key_head_dim] f32; rows row_stride elements apart; normalised, scaled
-  const float* k = nullptr;  // [num_rows, num_key_heads, key_head_dim] f32; likewise, normalised
-  const float* v = nullptr;  // [num_rows, num_value_heads, value_head_dim] f32; likewise
+  // Rows row_stride elements apart; q and k normalised, q scaled.
+  const float* q = nullptr;  // [num_rows, num_key_heads, key_head_dim] f32
+  const float* k = nullptr;  // [num_rows, num_key_heads, key_head_dim] f32
+  const float* v = nullptr;  // [num_rows, num_value_heads, value_head_dim] f32
   int64_t row_stride = 0;
   const float* log_decay = nullptr;  // [num_rows, num_value_heads] f32; g <= 0
   const float* beta = nullptr;       // [num_rows, num_value_heads] f32

@@ -21,7 +21,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Rows (norms, rope, gates) or elements [first, last) of one call.
 using F32 = hn::ScalableTag<float>;
 
-// One vector of values; `out` may be `in`.
+// One row: `in` [dim] f32, `to` [dim] f32, which may be `in`.
 HWY_INLINE void rms_norm_one(const float* in, const float* weight, float epsilon, int64_t dim, float* to) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -117,7 +117,7 @@ struct SigmoidTimes {
   }
 };
 
-// to = combine(gate, other) over `dim` elements; `to` may be `other`.
+// to = combine(gate, other): `gate` [dim] f32, `other` [dim] f32, `to` [dim] f32, which may be `other`.
 template <class Combine>
 HWY_INLINE void combine_row(const float* gate, const float* other, int64_t dim, float* to, const Combine& combine) {
   const F32 d;
