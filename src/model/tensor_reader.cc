@@ -18,6 +18,13 @@ bool is_float(const StoredTensor& tensor) {
   return tensor.dtype && (*tensor.dtype == DType::f32 || *tensor.dtype == DType::f16 || *tensor.dtype == DType::bf16);
 }
 
+constexpr int64_t kSliceBytes = int64_t{64} << 20;
+
+void release_slice(const void* data,  // [bytes] bytes
+                   std::size_t bytes) {
+  MappedFile::release({static_cast<const std::byte*>(data), bytes});
+}
+
 }  // namespace
 
 Expected<const StoredTensor*> TensorReader::find(const std::string& name, std::initializer_list<int64_t> shape) {
@@ -89,19 +96,20 @@ Status TensorReader::matmul(std::initializer_list<Part> parts, int64_t in_dim, b
       return Status::unsupported("expected tensor '" + name + "' of type F32, F16, BF16 or F8_E4M3, got " +
                                  stored->dtype_name);
     }
-    cpu::WeightPart& weight = weights.emplace_back();
-    weight.data = stored->data;
-    weight.dtype = *stored->dtype;
-    weight.rows = part.rows;
-    if (is_fp8) RAREFY_RETURN_IF_ERROR(add_scales(name, *stored, weight, scales.emplace_back()));
-    MappedFile::prefetch({stored->data, stored->size_bytes});
+    // In slices, so that little of the file is in memory beside what was made of it.
+    const int64_t row_bytes = in_dim * static_cast<int64_t>(size_of(*stored->dtype));
+    const int64_t slice_rows = is_fp8 ? part.rows : std::max<int64_t>(1, kSliceBytes / row_bytes);
+    for (int64_t row = 0; row < part.rows; row += slice_rows) {
+      cpu::WeightPart& weight = weights.emplace_back();
+      weight.data = stored->data + row * row_bytes;
+      weight.dtype = *stored->dtype;
+      weight.rows = std::min(slice_rows, part.rows - row);
+      weight.done = release_slice;
+      if (is_fp8) RAREFY_RETURN_IF_ERROR(add_scales(name, *stored, weight, scales.emplace_back()));
+    }
     if (has_bias) RAREFY_RETURN_IF_ERROR(append(part.name + ".bias", {part.rows}, bias));
   }
   RAREFY_ASSIGN_OR_RETURN(out, cpu::Matmul::make(weights, in_dim, weight_dtype_, std::move(bias)));
-  for (const Part& part : parts) {
-    const StoredTensor* stored = checkpoint_.find(part.name + ".weight");
-    MappedFile::release({stored->data, stored->size_bytes});
-  }
   return {};
 }
 

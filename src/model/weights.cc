@@ -165,6 +165,14 @@ void warn_of_unread(const Checkpoint& checkpoint, const Names& names, const Mode
   }));
 }
 
+// The file is read ahead while what came before is converted.
+void prefetch(const Checkpoint& checkpoint, const std::string& prefix) {
+  for (auto it = checkpoint.tensors().lower_bound(prefix);
+       it != checkpoint.tensors().end() && it->first.starts_with(prefix); ++it) {
+    MappedFile::prefetch({it->second.data, it->second.size_bytes});
+  }
+}
+
 int64_t float_bytes(std::initializer_list<const std::vector<float>*> vectors) {
   std::size_t count = 0;
   for (const std::vector<float>* values : vectors) count += values->size();
@@ -208,9 +216,12 @@ Expected<Weights> Weights::load(const Checkpoint& checkpoint, const ModelConfig&
   TensorReader reader(checkpoint, weight_dtype);
   LayerLoader loader(reader, config);
   Weights weights;
+  const auto layer_prefix = [&](int32_t i) { return names.prefix + "layers." + std::to_string(i) + "."; };
+  prefetch(checkpoint, layer_prefix(0));
   for (int32_t i = 0; i < config.num_layers; ++i) {
-    RAREFY_RETURN_IF_ERROR(loader.layer(names.prefix + "layers." + std::to_string(i) + ".",
-                                        config.layers[static_cast<std::size_t>(i)], weights.layers.emplace_back()));
+    prefetch(checkpoint, i + 1 < config.num_layers ? layer_prefix(i + 1) : names.prefix + "embed_tokens.");
+    const LayerKind kind = config.layers[static_cast<std::size_t>(i)];
+    RAREFY_RETURN_IF_ERROR(loader.layer(layer_prefix(i), kind, weights.layers.emplace_back()));
   }
   RAREFY_RETURN_IF_ERROR(loader.norm(names.prefix + "norm.weight", config.hidden_size, weights.final_norm));
   const bool untied = !names.head.empty();

@@ -21,6 +21,18 @@ constexpr int64_t kMinBytesPerThread = 65536;
 constexpr int64_t kPanelRows = 1024;
 #endif
 
+// Several threads: one alone takes as long to have its pages mapped as to copy them.
+void copy_bytes(const void* from, size_t bytes, void* to) {
+  constexpr size_t kPiece = size_t{1} << 21;
+  const auto pieces = static_cast<int64_t>((bytes + kPiece - 1) / kPiece);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(num_threads()) if (pieces > 2)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const size_t first = static_cast<size_t>(piece) * kPiece;
+    std::memcpy(static_cast<std::byte*>(to) + first, static_cast<const std::byte*>(from) + first,
+                std::min(kPiece, bytes - first));
+  }
+}
+
 template <typename From, typename To, typename Convert>
 void convert_loop(const void* from, int64_t count, void* to, const Convert& convert) {
   const auto* source = static_cast<const std::byte*>(from);
@@ -67,7 +79,7 @@ Status convert_part(const WeightPart& part, int64_t in_dim, DType to_dtype, void
 
 Status convert_elements(const void* from, DType from_dtype, int64_t count, DType to_dtype, void* to) {
   if (from_dtype == to_dtype && (to_dtype == DType::f32 || to_dtype == DType::bf16)) {
-    if (count > 0) std::memcpy(to, from, static_cast<size_t>(count) * size_of(to_dtype));
+    copy_bytes(from, static_cast<size_t>(count) * size_of(to_dtype), to);
   } else if (from_dtype == DType::bf16 && to_dtype == DType::f32) {
     convert_loop<BFloat16, float>(from, count, to, [](BFloat16 value) { return to_float(value); });
   } else if (from_dtype == DType::f16 && to_dtype == DType::f32) {
@@ -109,6 +121,7 @@ Expected<Matmul> Matmul::make(std::span<const WeightPart> parts, int64_t in_dim,
   }
   for (const WeightPart& part : parts) {
     RAREFY_RETURN_IF_ERROR(convert_part(part, in_dim, weight_dtype, to));
+    if (part.done != nullptr) part.done(part.data, static_cast<size_t>(part.rows * in_dim) * size_of(part.dtype));
     to += static_cast<size_t>(part.rows) * row_bytes;
   }
   result.bias_ = std::move(bias);

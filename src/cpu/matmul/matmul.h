@@ -30,6 +30,8 @@ struct WeightPart {
   const float* scales = nullptr;  // [scale_rows, scale_columns] f32; nullable unless fp8
   int64_t scale_rows = 1;         // divides rows
   int64_t scale_columns = 1;      // divides in_dim
+  // Called once the part has been converted and will not be read again; nullable.
+  void (*done)(const void* data, std::size_t bytes) = nullptr;  // data: [bytes] bytes
 };
 
 class MatmulScratch {
