@@ -1,7 +1,6 @@
 #include "rarefy/core/dtype.h"
 
 #include <cmath>
-#include <limits>
 
 namespace rarefy {
 
@@ -46,14 +45,6 @@ float to_float(Float16 value) {
   if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormals, exact
   return sign != 0 ? -magnitude : magnitude;
-}
-
-float fp8_e4m3_to_float(uint8_t code) {
-  const int exponent = (code >> 3) & 15, mantissa = code & 7;
-  float value = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                              : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-  if (exponent == 15 && mantissa == 7) value = std::numeric_limits<float>::quiet_NaN();
-  return (code & 0x80) != 0 ? -value : value;
 }
 
 BFloat16 to_bfloat16(float value) {

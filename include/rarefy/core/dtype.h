@@ -35,9 +35,6 @@ inline float to_float(BFloat16 value) { return std::bit_cast<float>(static_cast<
 float to_float(Float16 value);
 float to_float(Float8E4M3 value);
 
-// Of the code of an f8_e4m3 value (the finite variant: no infinities, 0x7f and 0xff are NaN).
-float fp8_e4m3_to_float(uint8_t code);
-
 BFloat16 to_bfloat16(float value);
 Float16 to_float16(float value);
 Float8E4M3 to_float8_e4m3(float value);

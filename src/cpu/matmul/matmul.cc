@@ -50,7 +50,8 @@ void convert_loop(const void* from, int64_t count, void* to, const Convert& conv
 template <typename To, typename Convert>
 void dequantize(const WeightPart& part, int64_t in_dim, void* to, const Convert& convert) {
   std::array<float, 256> values;  // of each fp8 code
-  for (int code = 0; code < 256; ++code) values[static_cast<size_t>(code)] = fp8_e4m3_to_float(static_cast<uint8_t>(code));
+  for (int code = 0; code < 256; ++code)
+    values[static_cast<size_t>(code)] = to_float(Float8E4M3{static_cast<uint8_t>(code)});
   const auto* codes = static_cast<const uint8_t*>(part.data);
   auto* target = static_cast<To*>(to);
   const int64_t block_rows = part.rows / part.scale_rows, block_columns = in_dim / part.scale_columns;
