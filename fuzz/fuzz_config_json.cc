@@ -22,7 +22,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   require(config->rope.inverse_frequency.size() == static_cast<size_t>(config->rope.rotary_dim / 2));
   for (const float frequency : config->rope.inverse_frequency) require(std::isfinite(frequency) && frequency >= 0.0f);
   require(std::isfinite(config->rope.attention_factor) && config->attention_scale > 0.0f);
-  require(config->kv_bytes_per_token(rarefy::DType::f32) > 0);
+  require(config->layers.size() == static_cast<size_t>(config->num_layers));
+  for (const rarefy::LayerKind kind : config->layers) {
+    if (kind == rarefy::LayerKind::sliding_attention) {
+      require(config->sliding_window > 0 && config->local_rope.rotary_dim > 0);
+    } else if (kind == rarefy::LayerKind::linear_attention) {
+      require(config->linear.state_floats() > 0 && config->linear.num_value_heads % config->linear.num_key_heads == 0);
+    }
+  }
+  require(config->query_temperature_beta == 0.0f || config->query_temperature_tokens > 0);
+  require(config->kv_bytes_per_token(rarefy::DType::f32) + config->window_bytes(rarefy::DType::f32) +
+              config->state_bytes() >
+          0);
+  for (const int32_t id : config->media_token_ids) require(id >= 0 && id < config->vocab_size);
   if (divider != std::string_view::npos) {
     (void)rarefy::model::apply_generation_config(text.substr(divider + 1), *config).ok();
   }

@@ -24,7 +24,8 @@ struct ExplainFlags {
   bool json = false;
 };
 
-SelectorShape read_shape(const ExplainFlags& flags) {
+// `layers` are the full-attention layers of a model that has others too, else empty.
+SelectorShape read_shape(const ExplainFlags& flags, std::vector<int32_t>& layers) {
   SelectorShape shape;
   int32_t num_q_heads = flags.num_q_heads;
   shape.num_layers = flags.num_layers;
@@ -36,6 +37,7 @@ SelectorShape read_shape(const ExplainFlags& flags) {
     shape.num_kv_heads = config.num_kv_heads;
     shape.head_dim = config.head_dim;
     num_q_heads = config.num_q_heads;
+    layers = config.layers_of(LayerKind::full_attention);
   }
   if (num_q_heads % shape.num_kv_heads != 0) {
     fail(ExitCode::usage,
@@ -53,13 +55,14 @@ struct StepBytes {
 
 StepBytes step_bytes(const PolicyExplanation& explanation, const SelectorShape& shape) {
   StepBytes bytes;
-  bytes.dense = explanation.row_bytes_per_token * explanation.kv_len * shape.num_kv_heads * shape.num_layers;
+  bytes.dense = explanation.row_bytes_per_token * explanation.kv_len * shape.num_kv_heads *
+                static_cast<double>(explanation.layers.size());
   bytes.rows = explanation.density * bytes.dense;
   bytes.index = (explanation.bytes_ratio - explanation.density) * bytes.dense;
   return bytes;
 }
 
-// Consecutive layers that do the same, one row each.
+// Layers in a row that do the same, one line each.
 std::string layer_table(const PolicyExplanation& explanation) {
   Table table({"layers", "sink", "local", "by scores", "total"});
   const std::vector<LayerExplanation>& layers = explanation.layers;
@@ -69,7 +72,10 @@ std::string layer_table(const PolicyExplanation& explanation) {
       const LayerExplanation& next = layers[last + 1];
       if (next.dense != layer.dense || next.budget.total != layer.budget.total) break;
     }
-    const std::string name = first == last ? std::to_string(first) : fmt::format("{}-{}", first, last);
+    const int32_t from = layers[first].layer, to = layers[last].layer;
+    const auto count = static_cast<int32_t>(last - first + 1);
+    std::string name = from == to ? std::to_string(from) : fmt::format("{}-{}", from, to);
+    if (count < to - from + 1) name = fmt::format("{} of {}", count, name);  // others are not full attention
     if (layer.dense) {
       table.add_row({name, "-", "-", "-", format_count(explanation.kv_len) + " (dense)"});
     } else {
@@ -92,7 +98,7 @@ void write_explanation(Output& output, const ExplainFlags& flags, const Policy& 
   output.write("Tokens of one list (one KV head of one layer, shared by its query heads):\n\n");
   output.write(layer_table(explanation));
   output.write(
-      fmt::format("\nBytes of one decode step, all layers:\n\n"
+      fmt::format("\nBytes of one decode step, all full-attention layers:\n\n"
                   "keys, values {:>10}\n"
                   "index        {:>10}   {:.1f} B per token and KV head, beside {:.0f} B of key and value\n"
                   "dense        {:>10}\n\n"
@@ -113,9 +119,10 @@ void write_explanation(Output& output, const ExplainFlags& flags, const Policy& 
 }
 
 void explain(const ExplainFlags& flags) {
-  const SelectorShape shape = read_shape(flags);
+  std::vector<int32_t> layers;
+  const SelectorShape shape = read_shape(flags, layers);
   const Policy policy = unwrap(Policy::parse(flags.policy), ExitCode::usage);
-  const PolicyExplanation explanation = unwrap(explain_policy(policy, shape, flags.ctx_size), ExitCode::usage);
+  const PolicyExplanation explanation = unwrap(explain_policy(policy, shape, flags.ctx_size, layers), ExitCode::usage);
   Output output;
   if (!flags.json) {
     write_explanation(output, flags, policy, shape, explanation);

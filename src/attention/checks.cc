@@ -42,6 +42,12 @@ Status check_page_size(int32_t page_size) {
   return Status::unsupported("page_size: expected a power of two from 1 to 256, got " + number(page_size));
 }
 
+Status check_sliding_window(int32_t sliding_window) {
+  if (sliding_window >= 0) return {};
+  return Status::invalid_argument("sliding_window: expected at least 1 token, or 0 for none, got " +
+                                  number(sliding_window));
+}
+
 Status check_soft_cap(float logit_soft_cap) {
   if (std::isfinite(logit_soft_cap) && logit_soft_cap >= 0.0f) return {};
   return Status::invalid_argument("logit_soft_cap: expected a finite value >= 0 (0 = none), got " +

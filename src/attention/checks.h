@@ -15,6 +15,8 @@ Status check_heads(int32_t num_q_heads, int32_t num_kv_heads, int32_t head_dim);
 Status check_float_dtype(std::string_view what, DType dtype);  // f32, f16 or bf16
 Status check_kv_dtype(std::string_view what, DType dtype);     // these and f8_e4m3
 Status check_page_size(int32_t page_size);
+// 0 = none.
+Status check_sliding_window(int32_t sliding_window);
 Status check_soft_cap(float logit_soft_cap);
 // Not null and aligned. not a tensor: pointer is any argument.
 Status check_pointer(std::string_view what, const void* pointer, std::size_t alignment);

@@ -15,6 +15,11 @@ Status check_problem(DecodeOp op, const DecodeProblem& problem) {
   RAREFY_RETURN_IF_ERROR(check_float_dtype("out_dtype", problem.out_dtype));
   RAREFY_RETURN_IF_ERROR(check_page_size(problem.page_size));
   RAREFY_RETURN_IF_ERROR(check_soft_cap(problem.logit_soft_cap));
+  RAREFY_RETURN_IF_ERROR(check_sliding_window(problem.sliding_window));
+  if (op == DecodeOp::sparse && problem.sliding_window > 0) {
+    return Status::unsupported("sliding_window: expected 0 in sparse attention, whose lists say what is seen, got " +
+                               std::to_string(problem.sliding_window));
+  }
   if (problem.num_queries < 1 || problem.num_queries > 8) {
     return Status::unsupported("num_queries: expected 1 to 8, got " + std::to_string(problem.num_queries));
   }

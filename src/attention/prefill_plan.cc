@@ -13,6 +13,7 @@ Status check_problem(const PrefillProblem& problem) {
   RAREFY_RETURN_IF_ERROR(check_float_dtype("out_dtype", problem.out_dtype));
   RAREFY_RETURN_IF_ERROR(check_page_size(problem.page_size));
   RAREFY_RETURN_IF_ERROR(check_soft_cap(problem.logit_soft_cap));
+  RAREFY_RETURN_IF_ERROR(check_sliding_window(problem.sliding_window));
   if (problem.max_new_tokens >= 1) return {};
   return Status::invalid_argument("max_new_tokens: expected at least 1, got " + std::to_string(problem.max_new_tokens));
 }

@@ -1,5 +1,6 @@
 #include "engine/decode_attention.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -38,7 +39,8 @@ Status DecodeAttention::set_policy(const Policy& policy, KvSequence& sequence) {
                                " does not hold; use a page size that is a multiple of it");
   }
   DecodeProblem problem = engine_->decode_problem;
-  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+  const std::vector<int32_t> full_layers = config.layers_of(LayerKind::full_attention);
+  for (const int32_t layer : full_layers) {
     if (policy.layer_is_dense(layer, engine_->options.ctx_size)) continue;
     problem.max_selected = std::max(problem.max_selected, policy.total_tokens(layer, engine_->options.ctx_size));
   }
@@ -48,7 +50,7 @@ Status DecodeAttention::set_policy(const Policy& policy, KvSequence& sequence) {
   RAREFY_ASSIGN_OR_RETURN(Selection selection, Selection::make(policy, selector, engine_->shape, *engine_->cache));
   {
     const std::lock_guard lock(engine_->index_mutex);
-    for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+    for (const int32_t layer : full_layers) {
       if (policy.layer_is_dense(layer, std::numeric_limits<int32_t>::max())) continue;
       RAREFY_RETURN_IF_ERROR(selection.update_index(sequence, layer));
     }
@@ -84,7 +86,8 @@ void DecodeAttention::begin(KvSequence& sequence, Mode mode) {
 }
 
 bool DecodeAttention::layer_uses_index(int32_t layer) const {
-  return selector_ != nullptr && !policy_.layer_is_dense(layer, std::numeric_limits<int32_t>::max());
+  return selector_ != nullptr && kind(layer) == LayerKind::full_attention &&
+         !policy_.layer_is_dense(layer, std::numeric_limits<int32_t>::max());
 }
 
 int64_t DecodeAttention::row_bytes() const {
@@ -106,9 +109,10 @@ Status DecodeAttention::attend(int32_t layer, int32_t num_tokens, const float* q
     args.q = q;
     args.kv = kv;
     args.out = out;
-    args.workspace_bytes = engine_->prefill_plan.workspace_bytes();
+    const PrefillPlan& plan = plans(layer).prefill;
+    args.workspace_bytes = plan.workspace_bytes();
     args.workspace = workspace_.reserve(args.workspace_bytes);
-    return engine_->prefill_plan.run(args);
+    return plan.run(args);
   }
 
   DecodeArgs args;
@@ -117,22 +121,47 @@ Status DecodeAttention::attend(int32_t layer, int32_t num_tokens, const float* q
   args.q = q;
   args.kv = kv;
   args.out = out;
-  const int32_t kv_len = kv.kv_lens[0];
-  if (policy_.dense || policy_.layer_is_dense(layer, kv_len)) return run_dense(args);
+  const bool sees_all = kind(layer) == LayerKind::full_attention;
+  if (!sees_all || policy_.dense || policy_.layer_is_dense(layer, kv.kv_lens[0])) return run_dense(layer, args);
   return run_sparse(layer, args, q);
 }
 
-Status DecodeAttention::run_dense(const DecodeArgs& args_in) {
+Expected<LayerState> DecodeAttention::state(int32_t layer) {
+  RAREFY_ASSIGN_OR_RETURN(const RecurrentState state, sequence_->state(layer));
+  if (mode_ == Mode::decode) {
+    Traffic traffic;
+    traffic.linear_layer_steps = 1;
+    traffic.fixed_bytes = 2 * engine_->model->config().linear.state_floats() * static_cast<int64_t>(sizeof(float));
+    count(layer, traffic);
+  }
+  return LayerState{state.before, state.after};
+}
+
+void DecodeAttention::count(int32_t layer, const Traffic& traffic) {
+  if (stats.layers.empty()) {
+    for (const LayerKind layer_kind : engine_->model->config().layers) stats.layers.push_back({layer_kind, {}});
+  }
+  stats.traffic.add(traffic);
+  stats.layers[static_cast<size_t>(layer)].traffic.add(traffic);
+}
+
+Status DecodeAttention::run_dense(int32_t layer, const DecodeArgs& args_in) {
   DecodeArgs args = args_in;
-  args.workspace_bytes = engine_->dense_plan.workspace_bytes();
+  const DecodePlan& plan = plans(layer).decode;
+  args.workspace_bytes = plan.workspace_bytes();
   args.workspace = workspace_.reserve(args.workspace_bytes);
-  const int64_t tokens = int64_t{engine_->shape.num_kv_heads} * args.kv.kv_lens[0];
-  ++stats.traffic.dense_layer_steps;
-  stats.traffic.tokens_read += tokens;
-  stats.traffic.tokens_cached += tokens;
-  stats.traffic.row_bytes += tokens * row_bytes();
-  stats.traffic.dense_bytes += tokens * row_bytes();
-  return engine_->dense_plan.run(args);
+  Traffic traffic;
+  if (kind(layer) == LayerKind::full_attention) {
+    traffic.dense_layer_steps = 1;
+    traffic.tokens_read = traffic.tokens_cached = int64_t{engine_->shape.num_kv_heads} * args.kv.kv_lens[0];
+    traffic.row_bytes = traffic.dense_bytes = traffic.tokens_read * row_bytes();
+  } else {
+    const int32_t seen = std::min(args.kv.kv_lens[0], engine_->model->config().sliding_window);
+    traffic.sliding_layer_steps = 1;
+    traffic.fixed_bytes = int64_t{engine_->shape.num_kv_heads} * seen * row_bytes();
+  }
+  count(layer, traffic);
+  return plan.run(args);
 }
 
 Status DecodeAttention::run_sparse(int32_t layer, DecodeArgs args, const float* q) {
@@ -156,12 +185,14 @@ Status DecodeAttention::run_sparse(int32_t layer, DecodeArgs args, const float* 
   args.workspace = workspace_.reserve(args.workspace_bytes);
   RAREFY_RETURN_IF_ERROR(sparse_plan_->run(args));
 
-  ++stats.traffic.sparse_layer_steps;
-  stats.traffic.tokens_read += cost.tokens_selected;
-  stats.traffic.tokens_cached += cost.tokens_cached;
-  stats.traffic.row_bytes += cost.tokens_selected * row_bytes();
-  stats.traffic.index_bytes += cost.index_bytes;
-  stats.traffic.dense_bytes += cost.tokens_cached * row_bytes();
+  Traffic traffic;
+  traffic.sparse_layer_steps = 1;
+  traffic.tokens_read = cost.tokens_selected;
+  traffic.tokens_cached = cost.tokens_cached;
+  traffic.row_bytes = cost.tokens_selected * row_bytes();
+  traffic.index_bytes = cost.index_bytes;
+  traffic.dense_bytes = cost.tokens_cached * row_bytes();
+  count(layer, traffic);
   for (float estimate : out_rel_std_) stats.estimated_error.add(estimate);
 
   if (should_audit(layer, step.position)) {
@@ -191,9 +222,9 @@ Status DecodeAttention::run_audit(int32_t layer, int64_t position, const DecodeA
   dense.rel_std = dense.out_rel_std = nullptr;
   dense.out = dense_out_.data();
   dense.lse = lse_.data();
-  dense.workspace_bytes = engine_->dense_plan.workspace_bytes();
+  dense.workspace_bytes = engine_->full.decode.workspace_bytes();
   dense.workspace = workspace_.reserve(dense.workspace_bytes);
-  RAREFY_RETURN_IF_ERROR(engine_->dense_plan.run(dense));
+  RAREFY_RETURN_IF_ERROR(engine_->full.decode.run(dense));
 
   // The same tokens without their sampling weights: exp(lse - dense lse) is the attention mass they hold.
   DecodeArgs unweighted = sparse;

@@ -33,9 +33,15 @@ class DecodeAttention : public AttentionSink {
                 const float* k,        // [num_tokens, num_kv_heads, head_dim] f32
                 const float* v,        // [num_tokens, num_kv_heads, head_dim] f32
                 float* out) override;  // [num_tokens, num_q_heads, head_dim] f32
+  Expected<LayerState> state(int32_t layer) override;
 
  private:
-  Status run_dense(const DecodeArgs& args);
+  LayerKind kind(int32_t layer) const { return engine_->model->config().layers[static_cast<size_t>(layer)]; }
+  const AttentionPlans& plans(int32_t layer) const {
+    return kind(layer) == LayerKind::sliding_attention ? engine_->sliding : engine_->full;
+  }
+  void count(int32_t layer, const Traffic& traffic);
+  Status run_dense(int32_t layer, const DecodeArgs& args);
   Status run_sparse(int32_t layer, DecodeArgs args, const float* q);  // q: [num_q_heads, head_dim] f32
   Status ensure_selection();
   bool layer_uses_index(int32_t layer) const;

@@ -30,7 +30,35 @@ Status check_options(const EngineOptions& options, const ModelConfig& config) {
     return Status::invalid_argument("prefill_chunk: expected at least 1 token, got " +
                                     std::to_string(options.prefill_chunk));
   }
+  if (options.snapshot_tokens < 0) {
+    return Status::invalid_argument("snapshot_tokens: expected at least 0, got " + std::to_string(options.snapshot_tokens));
+  }
   return {};
+}
+
+CacheKind cache_kind(LayerKind kind) {
+  switch (kind) {
+    case LayerKind::full_attention: return CacheKind::paged;
+    case LayerKind::sliding_attention: return CacheKind::window;
+    case LayerKind::linear_attention: return CacheKind::recurrent;
+  }
+  return CacheKind::paged;
+}
+
+Expected<AttentionPlans> make_plans(DecodeProblem decode, const EngineOptions& options, int32_t sliding_window) {
+  decode.sliding_window = sliding_window;
+  PrefillProblem prefill;
+  prefill.num_q_heads = decode.num_q_heads;
+  prefill.num_kv_heads = decode.num_kv_heads;
+  prefill.head_dim = decode.head_dim;
+  prefill.kv_dtype = decode.kv_dtype;
+  prefill.page_size = decode.page_size;
+  prefill.logit_soft_cap = decode.logit_soft_cap;
+  prefill.sliding_window = sliding_window;
+  prefill.max_new_tokens = options.prefill_chunk;
+  RAREFY_ASSIGN_OR_RETURN(DecodePlan decode_plan, DecodePlan::make(DecodeOp::dense, Device{}, decode));
+  RAREFY_ASSIGN_OR_RETURN(PrefillPlan prefill_plan, PrefillPlan::make(Device{}, prefill));
+  return AttentionPlans{std::move(decode_plan), std::move(prefill_plan)};
 }
 
 }  // namespace
@@ -51,6 +79,9 @@ Expected<std::shared_ptr<Engine>> Engine::make(std::shared_ptr<const Model> mode
   cache_config.dtype = options.kv_dtype;
   cache_config.page_size = options.page_size;
   cache_config.max_tokens = options.max_tokens;
+  for (const LayerKind kind : config.layers) cache_config.layer_kinds.push_back(cache_kind(kind));
+  cache_config.window_tokens = config.sliding_window;
+  cache_config.state_floats = config.linear.state_floats();
   RAREFY_ASSIGN_OR_RETURN(auto cache, KvCache::create(cache_config));
 
   DecodeProblem decode;
@@ -59,16 +90,9 @@ Expected<std::shared_ptr<Engine>> Engine::make(std::shared_ptr<const Model> mode
   decode.head_dim = config.head_dim;
   decode.kv_dtype = options.kv_dtype;
   decode.page_size = options.page_size;
-  RAREFY_ASSIGN_OR_RETURN(DecodePlan dense_plan, DecodePlan::make(DecodeOp::dense, Device{}, decode));
-
-  PrefillProblem prefill;
-  prefill.num_q_heads = config.num_q_heads;
-  prefill.num_kv_heads = config.num_kv_heads;
-  prefill.head_dim = config.head_dim;
-  prefill.kv_dtype = options.kv_dtype;
-  prefill.page_size = options.page_size;
-  prefill.max_new_tokens = options.prefill_chunk;
-  RAREFY_ASSIGN_OR_RETURN(PrefillPlan prefill_plan, PrefillPlan::make(Device{}, prefill));
+  decode.logit_soft_cap = config.attention_soft_cap;
+  RAREFY_ASSIGN_OR_RETURN(AttentionPlans full, make_plans(decode, options, 0));
+  RAREFY_ASSIGN_OR_RETURN(AttentionPlans sliding, make_plans(decode, options, config.sliding_window));
 
   SelectorShape shape;
   shape.num_layers = config.num_layers;
@@ -76,8 +100,8 @@ Expected<std::shared_ptr<Engine>> Engine::make(std::shared_ptr<const Model> mode
   shape.group = config.num_q_heads / config.num_kv_heads;
   shape.head_dim = config.head_dim;
   shape.kv_dtype = options.kv_dtype;
-  auto impl = std::make_unique<Impl>(std::move(model), options, std::move(cache), shape, decode, std::move(dense_plan),
-                                     std::move(prefill_plan));
+  auto impl = std::make_unique<Impl>(std::move(model), options, std::move(cache), shape, decode, std::move(full),
+                                     std::move(sliding));
   return std::shared_ptr<Engine>(new Engine(std::move(impl)));
 }
 
@@ -164,6 +188,9 @@ Status Session::prefill(std::span<const int32_t> tokens, const Progress& progres
     const auto start = std::chrono::steady_clock::now();
     RAREFY_RETURN_IF_ERROR(
         impl_->forward(tokens.subspan(done, count), DecodeAttention::Mode::prefill, last ? logits : nullptr));
+    const int64_t every = impl_->engine->options().snapshot_tokens;
+    const int64_t length = impl_->sequence.length();
+    if (last || (every > 0 && length / every > (length - count) / every)) impl_->sequence.keep_snapshot();
     stats.prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     stats.prefill_tokens += count;
     done += count;
@@ -196,5 +223,6 @@ Session Session::fork() const {
 }
 
 Status Session::truncate(int32_t length) { return impl_->sequence.truncate(length); }
+int32_t Session::reusable_length(int32_t length) const { return impl_->sequence.reusable_length(length); }
 
 }  // namespace rarefy

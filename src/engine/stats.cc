@@ -18,6 +18,19 @@ nlohmann::json to_json_object(const QuantileSketch& sketch) {
           {"max", sketch.max()}};
 }
 
+nlohmann::json to_json_object(const LayerStats& layer) {
+  nlohmann::json json = {{"kind", to_string(layer.kind)}};
+  if (layer.kind == LayerKind::full_attention) {
+    json["density"] = layer.traffic.density();
+    json["bytes_ratio"] = layer.traffic.bytes_ratio();
+    json["dense_steps"] = layer.traffic.dense_layer_steps;
+    json["sparse_steps"] = layer.traffic.sparse_layer_steps;
+  } else {
+    json["fixed_bytes"] = layer.traffic.fixed_bytes;
+  }
+  return json;
+}
+
 }  // namespace
 
 void QuantileSketch::add(double value) {
@@ -65,6 +78,9 @@ void Traffic::add(const Traffic& other) {
   row_bytes += other.row_bytes;
   index_bytes += other.index_bytes;
   dense_bytes += other.dense_bytes;
+  sliding_layer_steps += other.sliding_layer_steps;
+  linear_layer_steps += other.linear_layer_steps;
+  fixed_bytes += other.fixed_bytes;
 }
 
 void RunStats::merge(const RunStats& other) {
@@ -74,6 +90,11 @@ void RunStats::merge(const RunStats& other) {
   decode_seconds += other.decode_seconds;
   audit_seconds += other.audit_seconds;
   traffic.add(other.traffic);
+  layers.resize(std::max(layers.size(), other.layers.size()));
+  for (size_t i = 0; i < other.layers.size(); ++i) {
+    layers[i].kind = other.layers[i].kind;
+    layers[i].traffic.add(other.layers[i].traffic);
+  }
   estimated_error.merge(other.estimated_error);
 
   audit.layer_steps += other.audit.layer_steps;
@@ -106,8 +127,12 @@ std::string RunStats::to_json() const {
       {"dense_bytes", traffic.dense_bytes},
       {"dense_layer_steps", traffic.dense_layer_steps},
       {"sparse_layer_steps", traffic.sparse_layer_steps},
+      {"sliding_layer_steps", traffic.sliding_layer_steps},
+      {"linear_layer_steps", traffic.linear_layer_steps},
+      {"fixed_bytes", traffic.fixed_bytes},
       {"estimated", {{"out_rel_std", to_json_object(estimated_error)}}},
   };
+  for (const LayerStats& layer : layers) json["layers"].push_back(to_json_object(layer));
   if (audit.layer_steps > 0) {
     nlohmann::json layers = nlohmann::json::array();
     for (const QuantileSketch& layer : audit.layer_error) layers.push_back(to_json_object(layer));

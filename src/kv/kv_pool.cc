@@ -3,33 +3,25 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <initializer_list>
 #include <limits>
-#include <optional>
+#include <utility>
+
+#include "kv/bounded.h"
 
 namespace rarefy {
 namespace {
 
-// Address spaces end at 2^47 bytes on common machines; anything near that is a mistake.
-constexpr int64_t kMaxBytes = int64_t{1} << 46;
-
-// Product of positive numbers, if it is at most kMaxBytes.
-std::optional<int64_t> bounded_product(std::initializer_list<int64_t> factors) {
-  int64_t product = 1;
-  for (const int64_t factor : factors) {
-    if (__builtin_mul_overflow(product, factor, &product) || product > kMaxBytes) return std::nullopt;
-  }
-  return product;
-}
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int32_t kSparePages = 1024;
 
 Status check(const KvCacheConfig& config) {
   const auto expected = [](const char* field, const std::string& what, int64_t got) {
     return Status::invalid_argument(std::string("KV cache: ") + field + ": expected " + what + ", got " +
                                     std::to_string(got));
   };
-  if (config.num_layers < 1) return expected("num_layers", "at least 1", config.num_layers);
+  constexpr int32_t kMaxLayers = 1 << 16;
+  if (config.num_layers < 1 || config.num_layers > kMaxLayers) {
+    return expected("num_layers", "1 to " + std::to_string(kMaxLayers), config.num_layers);
+  }
   if (config.num_kv_heads < 1) return expected("num_kv_heads", "at least 1", config.num_kv_heads);
   if (config.head_dim < 1) return expected("head_dim", "at least 1", config.head_dim);
   if (config.page_size < 1 || config.page_size > 256 || !std::has_single_bit(static_cast<uint32_t>(config.page_size))) {
@@ -44,6 +36,19 @@ Status check(const KvCacheConfig& config) {
     return Status::invalid_argument("KV cache: dtype: expected f32, f16 or bf16, got " +
                                     std::string(to_string(config.dtype)));
   }
+  if (!config.layer_kinds.empty() && config.layer_kinds.size() != static_cast<size_t>(config.num_layers)) {
+    return expected("layer_kinds", "one for each of num_layers=" + std::to_string(config.num_layers) + ", or none",
+                    static_cast<int64_t>(config.layer_kinds.size()));
+  }
+  for (const CacheKind kind : config.layer_kinds) {
+    if (kind == CacheKind::window && config.window_tokens < 1) {
+      return expected("window_tokens", "at least 1 with window layers", config.window_tokens);
+    }
+    if (kind == CacheKind::recurrent && config.state_floats < 1) {
+      return expected("state_floats", "at least 1 with recurrent layers", config.state_floats);
+    }
+  }
+  if (config.max_snapshots < 1) return expected("max_snapshots", "at least 1", config.max_snapshots);
   return {};
 }
 
@@ -56,24 +61,30 @@ Expected<std::shared_ptr<KvCache>> KvCache::create(const KvCacheConfig& config) 
   return std::shared_ptr<KvCache>(std::move(pool));
 }
 
+KvPool::KvPool(const KvCacheConfig& config, std::vector<int32_t> slots, const std::array<int32_t, 3>& counts,
+               int32_t num_pages)
+    : config_(config),
+      slots_(std::move(slots)),
+      counts_(counts),
+      paged_(config, count(CacheKind::paged), num_pages),
+      // A window holds no more pages than its sequence holds of paged layers, but for a last page that a snapshot keeps while the
+      // sequence goes on in a copy. Only address space.
+      window_(config, count(CacheKind::window), has(CacheKind::window) ? 2 * num_pages + kSparePages : 0),
+      states_(count(CacheKind::recurrent) * config.state_floats) {}
+
 Expected<std::shared_ptr<KvPool>> KvPool::create(const KvCacheConfig& config, int32_t num_pages) {
-  const auto element_bytes = static_cast<int64_t>(size_of(config.dtype));
-  const auto row_bytes = bounded_product({config.head_dim, element_bytes});
-  const auto region =
-      row_bytes ? bounded_product({*row_bytes, config.page_size, num_pages, config.num_kv_heads}) : std::nullopt;
-  const auto total = region ? bounded_product({round_up(*region, 4096), 2, config.num_layers}) : std::nullopt;
-  if (!total) {
-    return Status::resource_exhausted(
-        "KV cache: expected at most " + std::to_string(kMaxBytes) +
-        " bytes, got max_tokens=" + std::to_string(config.max_tokens) +
-        " times num_layers=" + std::to_string(config.num_layers) + " num_kv_heads=" + std::to_string(config.num_kv_heads) +
-        " head_dim=" + std::to_string(config.head_dim) + ", which is more; use a smaller max_tokens");
+  std::array<int32_t, 3> counts = {};
+  std::vector<int32_t> slots;
+  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+    slots.push_back(counts[static_cast<size_t>(config.kind(layer))]++);
   }
-  RAREFY_ASSIGN_OR_RETURN(MappedMemory memory, MappedMemory::reserve(*total));
-  auto pool = std::shared_ptr<KvPool>(new KvPool(config, num_pages));
-  pool->row_bytes_ = *row_bytes;
-  pool->region_bytes_ = round_up(*region, 4096);
-  pool->memory_ = std::move(memory);
+  if (!bounded_product({config.state_floats, counts[static_cast<size_t>(CacheKind::recurrent)], sizeof(float)})) {
+    return Status::resource_exhausted("KV cache: expected states of at most " + std::to_string(kMaxCacheBytes) +
+                                      " bytes, got state_floats=" + std::to_string(config.state_floats));
+  }
+  auto pool = std::shared_ptr<KvPool>(new KvPool(config, std::move(slots), counts, num_pages));
+  RAREFY_RETURN_IF_ERROR(pool->paged_.reserve());
+  if (pool->has(CacheKind::window)) RAREFY_RETURN_IF_ERROR(pool->window_.reserve());
   return pool;
 }
 
@@ -87,8 +98,8 @@ Expected<int32_t> KvPool::add_index(std::string_view name, int32_t block_tokens,
     return Status::invalid_argument(context + "expected block_bytes of at least 1, got " + std::to_string(block_bytes));
   }
   const std::lock_guard lock(index_mutex_);
-  const int32_t count = num_indexes_.load(std::memory_order_relaxed);
-  for (int32_t number = 0; number < count; ++number) {
+  const int32_t num_known = num_indexes_.load(std::memory_order_relaxed);
+  for (int32_t number = 0; number < num_known; ++number) {
     const KvIndex& known = *indexes_[number];
     if (known.name != name) continue;
     if (known.block_tokens == block_tokens && known.block_bytes == block_bytes) return number;
@@ -97,7 +108,7 @@ Expected<int32_t> KvPool::add_index(std::string_view name, int32_t block_tokens,
                                     " bytes), got " + std::to_string(block_tokens) + " tokens, " +
                                     std::to_string(block_bytes) + " bytes");
   }
-  if (count == kMaxIndexes) {
+  if (num_known == kMaxIndexes) {
     return Status::resource_exhausted(context + "a cache holds at most " + std::to_string(kMaxIndexes) +
                                       " indexes; create another cache");
   }
@@ -107,61 +118,55 @@ Expected<int32_t> KvPool::add_index(std::string_view name, int32_t block_tokens,
   index->blocks_per_page = config_.page_size / block_tokens;
   index->block_bytes = block_bytes;
   const auto head_bytes = bounded_product({block_bytes, index->blocks_per_page, num_pages()});
-  const auto total =
-      head_bytes ? bounded_product({round_up(*head_bytes, 64), config_.num_kv_heads, config_.num_layers}) : std::nullopt;
+  const auto total = head_bytes
+                         ? bounded_product({round_up(*head_bytes, 64), config_.num_kv_heads, count(CacheKind::paged)})
+                         : std::nullopt;
   if (!total) {
-    return Status::resource_exhausted(context + "expected at most " + std::to_string(kMaxBytes) + " bytes, got " +
+    return Status::resource_exhausted(context + "expected at most " + std::to_string(kMaxCacheBytes) + " bytes, got " +
                                       std::to_string(block_bytes) + " bytes a block for " + std::to_string(num_pages()) +
                                       " pages, which is more");
   }
   index->head_stride_bytes = round_up(*head_bytes, 64);
   RAREFY_ASSIGN_OR_RETURN(index->memory, MappedMemory::reserve(*total));
-  index->encoded = std::vector<std::atomic<int32_t>>(static_cast<size_t>(num_pages()) * config_.num_layers);
-  indexes_[count] = std::move(index);
-  num_indexes_.store(count + 1, std::memory_order_release);
-  return count;
+  index->encoded = std::vector<std::atomic<int32_t>>(static_cast<size_t>(num_pages()) * count(CacheKind::paged));
+  indexes_[num_known] = std::move(index);
+  num_indexes_.store(num_known + 1, std::memory_order_release);
+  return num_known;
 }
 
-std::byte* KvPool::index_entry(const KvIndex& index, int32_t layer, int32_t kv_head, int32_t page) const {
-  const int64_t head = int64_t{layer} * config_.num_kv_heads + kv_head;
+std::byte* KvPool::slot_entry(const KvIndex& index, int32_t slot, int32_t kv_head, int32_t page) const {
+  const int64_t head = int64_t{slot} * config_.num_kv_heads + kv_head;
   return index.memory.data() + head * index.head_stride_bytes + int64_t{page} * index.blocks_per_page * index.block_bytes;
 }
 
-void KvPool::copy_page(int32_t from, int32_t to, int32_t num_tokens) {
-  const auto rows = static_cast<size_t>(num_tokens * row_bytes_);
-  for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
-    for (int32_t kv_head = 0; kv_head < config_.num_kv_heads; ++kv_head) {
-      const auto offset = [&](int32_t page) {
-        return (int64_t{kv_head} * pages_.num_pages() + page) * config_.page_size * row_bytes_;
-      };
-      std::memcpy(keys(layer) + offset(to), keys(layer) + offset(from), rows);
-      std::memcpy(values(layer) + offset(to), values(layer) + offset(from), rows);
-    }
-  }
+void KvPool::copy_page(CacheKind kind, int32_t from, int32_t to, int32_t num_tokens) {
+  group(kind).copy_page(from, to, num_tokens);
+  if (kind != CacheKind::paged) return;
   // Another holder of the page may be encoding it (KvSequence::lock_index).
   const std::lock_guard lock(index_mutex_);
-  const int32_t count = num_indexes_.load(std::memory_order_relaxed);
-  for (int32_t number = 0; number < count; ++number) {
+  const int32_t num_known = num_indexes_.load(std::memory_order_relaxed);
+  for (int32_t number = 0; number < num_known; ++number) {
     KvIndex& index = *indexes_[number];
     const auto entry_bytes = static_cast<size_t>(index.blocks_per_page * index.block_bytes);
-    for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
-      const int32_t tokens = encoded(index, layer, from).load(std::memory_order_relaxed);
-      encoded(index, layer, to).store(tokens, std::memory_order_relaxed);
+    for (int32_t slot = 0; slot < count(CacheKind::paged); ++slot) {
+      const int32_t tokens = slot_encoded(index, slot, from).load(std::memory_order_relaxed);
+      slot_encoded(index, slot, to).store(tokens, std::memory_order_relaxed);
       if (tokens == 0) continue;
       for (int32_t kv_head = 0; kv_head < config_.num_kv_heads; ++kv_head) {
-        std::memcpy(index_entry(index, layer, kv_head, to), index_entry(index, layer, kv_head, from), entry_bytes);
+        std::memcpy(slot_entry(index, slot, kv_head, to), slot_entry(index, slot, kv_head, from), entry_bytes);
       }
     }
   }
 }
 
-void KvPool::keep_encoded(int32_t page, int32_t num_tokens) {
-  const int32_t count = num_indexes_.load(std::memory_order_acquire);
-  for (int32_t number = 0; number < count; ++number) {
+void KvPool::keep_encoded(CacheKind kind, int32_t page, int32_t num_tokens) {
+  if (kind != CacheKind::paged) return;
+  const int32_t num_known = num_indexes_.load(std::memory_order_acquire);
+  for (int32_t number = 0; number < num_known; ++number) {
     KvIndex& index = *indexes_[number];
     const int32_t whole_blocks = num_tokens / index.block_tokens * index.block_tokens;
-    for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
-      std::atomic<int32_t>& tokens = encoded(index, layer, page);
+    for (int32_t slot = 0; slot < count(CacheKind::paged); ++slot) {
+      std::atomic<int32_t>& tokens = slot_encoded(index, slot, page);
       if (tokens.load(std::memory_order_relaxed) > num_tokens) tokens.store(whole_blocks, std::memory_order_relaxed);
     }
   }

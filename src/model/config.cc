@@ -5,8 +5,7 @@
 
 #include "model/config_fields.h"
 #include "model/config_reader.h"
-#include "model/family.h"
-#include "model/rope_config.h"
+#include "model/families/family.h"
 
 namespace rarefy {
 namespace model {
@@ -38,57 +37,97 @@ Status check_ids(const std::vector<int32_t>& ids, std::string_view key, const Mo
   return {};
 }
 
+// What a model with routed experts would need and does not find here.
+Status check_experts(const Json& decoder, const std::string& model_type) {
+  const Fields fields(decoder);
+  bool experts = model_type.find("moe") != std::string::npos;
+  for (const char* key : {"num_experts", "num_local_experts", "n_routed_experts"}) {
+    const Json* value = fields.find(key);
+    experts = experts || (value != nullptr && value->is_number() && value->get<double>() > 1.0);
+  }
+  if (!experts) return {};
+  return Status::unsupported(
+      "expected a dense model, got a mixture of experts" +
+      (model_type.empty() ? std::string() : " (model_type '" + brief(model_type) + "')") +
+      "; the router and the experts of its MLP layers are missing here; supported: " + supported_model_types());
+}
+
 Expected<const Family*> choose_family(const Json& top, const Json& decoder) {
-  Fields fields(decoder);
+  Fields fields(decoder), top_fields(top);
+  const bool wrapped = &top != &decoder;
   const std::string model_type = fields.text("model_type", "");
+  const std::string wrapper_type = wrapped ? top_fields.text("model_type", "") : "";
+  RAREFY_RETURN_IF_ERROR(fields.status());
+  RAREFY_RETURN_IF_ERROR(top_fields.status());
+  RAREFY_RETURN_IF_ERROR(check_experts(decoder, model_type.empty() ? wrapper_type : model_type));
+  if (wrapped && model_type.empty()) {
+    if (const Family* family = find_wrapped_family(wrapper_type)) return family;
+  }
   std::string architecture;
   if (const auto list = top.find("architectures");
       list != top.end() && list->is_array() && !list->empty() && (*list)[0].is_string()) {
     architecture = (*list)[0].get<std::string>();
   }
-  RAREFY_RETURN_IF_ERROR(fields.status());
-  const Family* family = find_family(model_type, architecture);
-  if (family != nullptr) return family;
+  if (const Family* family = find_family(model_type, architecture)) return family;
+  if (!wrapped && find_wrapped_family(model_type) != nullptr) {
+    return Status::unsupported("expected text_config, the decoder's part, beside model_type '" + model_type +
+                               "', got a config.json without it");
+  }
   const std::string got = !model_type.empty()     ? "model_type '" + brief(model_type) + "'"
+                          : !wrapper_type.empty() ? "a text_config without model_type in a '" + brief(wrapper_type) + "'"
                           : !architecture.empty() ? "architecture '" + brief(architecture) + "'"
                                                   : std::string("neither model_type nor architectures");
   return Status::unsupported("expected model_type to be one of " + supported_model_types() + ", got " + got);
 }
 
-// Refuses what would change the computation and is not offered.
-Status check_supported(const Json& top, const Json& decoder, int32_t num_layers) {
-  Fields fields(decoder);
-  const std::string activation = fields.text("hidden_act", "silu");
-  const bool windows = fields.boolean("use_sliding_window", false);
-  const int32_t first_windowed = fields.integer("max_window_layers", num_layers, 0, kMaxPositions);
+// Block-quantised and otherwise compressed weights are refused but for fp8, whose tensors carry their scales.
+Status check_quantization(const Json& object) {
+  const Json* quantization = Fields(object).find("quantization_config");
+  if (quantization == nullptr) return {};
+  if (!quantization->is_object()) {
+    return Status::invalid_argument("expected quantization_config to be an object, got " + brief_value(*quantization));
+  }
+  Fields fields(*quantization);
+  const std::string method = fields.text("quant_method", "");
   RAREFY_RETURN_IF_ERROR(fields.status());
-  if (activation != "silu" && activation != "swish") {
-    return Status::unsupported("expected hidden_act 'silu', got '" + brief(activation) + "'");
+  if (method == "fp8") return {};
+  return Status::unsupported(
+      "expected weights in f32, f16, bf16 or fp8 (quant_method 'fp8'), got a quantised checkpoint of " +
+      (method.empty() ? std::string("an unnamed method") : "quant_method '" + brief(method) + "'") +
+      "; fetch the unquantised one");
+}
+
+Expected<Activation> read_activation(Fields& fields, const Family& family) {
+  const std::string key(family.activation_key);
+  // Files that name their GELU by the older key mean the tanh form all the same.
+  const std::string name = fields.text(key, "");
+  RAREFY_RETURN_IF_ERROR(fields.status());
+  if (name.empty()) return family.blocks.activation;
+  if (name == "silu" || name == "swish") return Activation::silu;
+  if (name == "gelu_pytorch_tanh") return Activation::gelu_tanh;
+  return Status::unsupported("expected " + key + " to be 'silu' or 'gelu_pytorch_tanh', got '" + brief(name) + "'");
+}
+
+// Kinds of layers whose sizes are missing.
+Status check_layers(const ModelConfig& config, const Family& family) {
+  if (!config.layers_of(LayerKind::sliding_attention).empty() && config.sliding_window == 0) {
+    return Status::invalid_argument(
+        "expected a sliding_window (and, for qwen2, use_sliding_window) with sliding_attention layers, got none");
   }
-  for (const Json* object : {&top, &decoder}) {
-    if (Fields(*object).has("quantization_config")) {
-      return Status::unsupported(
-          "expected weights in f32, f16 or bf16, got a quantised checkpoint (quantization_config); fetch the unquantised "
-          "one");
-    }
-  }
-  if (const Json* types = fields.find("layer_types")) {
-    if (!types->is_array())
-      return Status::invalid_argument("expected layer_types to be a list, got " + brief_value(*types));
-    for (const Json& type : *types) {
-      if (type != "full_attention") {
-        return Status::unsupported("expected full_attention in every layer, got " + brief_value(type) + " in layer_types");
-      }
-    }
-    if (types->size() != static_cast<std::size_t>(num_layers)) {
-      return Status::invalid_argument("expected layer_types to have num_hidden_layers = " + std::to_string(num_layers) +
-                                      " entries, got " + std::to_string(types->size()));
-    }
-  } else if (windows && fields.has("sliding_window") && first_windowed < num_layers) {
-    return Status::unsupported("expected full attention in every layer, got use_sliding_window with max_window_layers " +
-                               std::to_string(first_windowed) + " of " + std::to_string(num_layers) + " layers");
+  if (!config.layers_of(LayerKind::linear_attention).empty() && config.linear.conv_kernel == 0) {
+    return Status::unsupported("expected attention in every layer of a " + std::string(family.name) +
+                               " model, got linear_attention in layer_types");
   }
   return {};
+}
+
+void read_media_ids(const Json& top, ModelConfig& config) {
+  for (const char* key : {"image_token_id", "image_token_index", "video_token_id", "audio_token_id"}) {
+    const auto id = top.find(key);
+    if (id == top.end() || !id->is_number_integer()) continue;
+    const auto number = id->get<int64_t>();
+    if (number >= 0 && number < config.vocab_size) config.media_token_ids.push_back(static_cast<int32_t>(number));
+  }
 }
 
 bool resolve(BiasRule rule, bool from_config) {
@@ -112,10 +151,9 @@ Status read_sizes(Fields& fields, const Family& family, ModelConfig& config) {
     return Status::invalid_argument("expected num_attention_heads to be a multiple of num_key_value_heads, got " +
                                     std::to_string(config.num_q_heads) + " and " + std::to_string(config.num_kv_heads));
   }
-  if (family.reads_head_dim && fields.has("head_dim")) {
-    config.head_dim = fields.integer("head_dim", 0, 1, kMaxHeadDim);
-    RAREFY_RETURN_IF_ERROR(fields.status());
-  } else {
+  config.head_dim = family.reads_head_dim ? fields.integer("head_dim", family.head_dim, 1, kMaxHeadDim) : family.head_dim;
+  RAREFY_RETURN_IF_ERROR(fields.status());
+  if (config.head_dim == 0) {
     if (config.hidden_size % config.num_q_heads != 0) {
       return Status::invalid_argument("expected hidden_size to be a multiple of num_attention_heads, got " +
                                       std::to_string(config.hidden_size) + " and " + std::to_string(config.num_q_heads));
@@ -168,8 +206,36 @@ Expected<SpecialTokens> read_special_tokens(const std::filesystem::path& folder)
 
 }  // namespace model
 
+std::string_view to_string(LayerKind kind) {
+  switch (kind) {
+    case LayerKind::full_attention: return "full_attention";
+    case LayerKind::sliding_attention: return "sliding_attention";
+    case LayerKind::linear_attention: return "linear_attention";
+  }
+  return "unknown";
+}
+
+std::vector<int32_t> ModelConfig::layers_of(LayerKind kind) const {
+  std::vector<int32_t> found;
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    if (layers[layer] == kind) found.push_back(static_cast<int32_t>(layer));
+  }
+  return found;
+}
+
 int64_t ModelConfig::kv_bytes_per_token(DType kv_dtype) const {
-  return int64_t{2} * num_layers * num_kv_heads * head_dim * static_cast<int64_t>(size_of(kv_dtype));
+  const auto full = static_cast<int64_t>(layers_of(LayerKind::full_attention).size());
+  return 2 * full * num_kv_heads * head_dim * static_cast<int64_t>(size_of(kv_dtype));
+}
+
+int64_t ModelConfig::window_bytes(DType kv_dtype) const {
+  const auto sliding = static_cast<int64_t>(layers_of(LayerKind::sliding_attention).size());
+  return 2 * sliding * sliding_window * num_kv_heads * head_dim * static_cast<int64_t>(size_of(kv_dtype));
+}
+
+int64_t ModelConfig::state_bytes() const {
+  const auto recurrent = static_cast<int64_t>(layers_of(LayerKind::linear_attention).size());
+  return recurrent * linear.state_floats() * static_cast<int64_t>(sizeof(float));
 }
 
 Expected<ModelConfig> ModelConfig::parse(std::string_view config_json) {
@@ -182,10 +248,13 @@ Expected<ModelConfig> ModelConfig::parse(std::string_view config_json) {
   RAREFY_ASSIGN_OR_RETURN(const Family* family, choose_family(top, decoder));
 
   ModelConfig config;
-  config.architecture = std::string(family->model_type);
+  config.architecture = std::string(family->name);
   Fields fields(decoder);
   RAREFY_RETURN_IF_ERROR(read_sizes(fields, *family, config));
-  RAREFY_RETURN_IF_ERROR(check_supported(top, decoder, config.num_layers));
+  for (const Json* object : {&top, &decoder}) RAREFY_RETURN_IF_ERROR(check_quantization(*object));
+  config.blocks = family->blocks;
+  RAREFY_ASSIGN_OR_RETURN(config.blocks.activation, read_activation(fields, *family));
+  config.layers.assign(static_cast<std::size_t>(config.num_layers), LayerKind::full_attention);
   config.attention_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)));
 
   const bool attention_bias = fields.boolean("attention_bias", false);
@@ -216,7 +285,9 @@ Expected<ModelConfig> ModelConfig::parse(std::string_view config_json) {
     config.bos_token_id = family->bos_token_id;
   }
 
-  RAREFY_ASSIGN_OR_RETURN(config.rope, read_rope_config(decoder, config.head_dim, config.max_position_embeddings));
+  RAREFY_RETURN_IF_ERROR(family->read_special(decoder, config));
+  RAREFY_RETURN_IF_ERROR(check_layers(config, *family));
+  if (wrapped) read_media_ids(top, config);
   return config;
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -40,6 +41,21 @@ Expected<MappedFile> MappedFile::open(const std::filesystem::path& path) {
   ::close(file);
   return MappedFile({static_cast<const std::byte*>(data), size_bytes});
 }
+
+namespace {
+
+void advise(std::span<const std::byte> part, int advice) {
+  static const auto kPageBytes = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto first = reinterpret_cast<std::uintptr_t>(part.data()) / kPageBytes * kPageBytes;
+  const auto last = reinterpret_cast<std::uintptr_t>(part.data()) + part.size();
+  // Advice only: where it is refused, everything still works.
+  if (last > first) static_cast<void>(::madvise(reinterpret_cast<void*>(first), last - first, advice));
+}
+
+}  // namespace
+
+void MappedFile::prefetch(std::span<const std::byte> part) { advise(part, MADV_WILLNEED); }
+void MappedFile::release(std::span<const std::byte> part) { advise(part, MADV_DONTNEED); }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
 

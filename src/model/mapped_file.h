@@ -20,6 +20,11 @@ class MappedFile {
 
   std::span<const std::byte> bytes() const { return bytes_; }
 
+  // Advice to the system about a part of a mapped file: it is about to be read, or it was read and its memory may be used
+  // for something else (the bytes stay valid and are read from the file again).
+  static void prefetch(std::span<const std::byte> part);  // part: [size] bytes
+  static void release(std::span<const std::byte> part);   // part: [size] bytes
+
  private:
   explicit MappedFile(std::span<const std::byte> bytes) : bytes_(bytes) {}
   std::span<const std::byte> bytes_;  // [file size] bytes; page-aligned

@@ -118,6 +118,11 @@ Status Model::forward(std::span<const int32_t> tokens, int64_t first_position, A
       return Status::invalid_argument("expected token ids from 0 to " + std::to_string(config.vocab_size - 1) + ", got " +
                                       std::to_string(token));
     }
+    if (std::find(config.media_token_ids.begin(), config.media_token_ids.end(), token) != config.media_token_ids.end()) {
+      return Status::unsupported("token " + std::to_string(token) +
+                                 " stands for an image, video or sound; the vision and audio parts of this checkpoint are "
+                                 "missing here, its text part works without them");
+    }
   }
   RAREFY_RETURN_IF_ERROR(
       model::forward(config, impl_->weights, tokens, first_position, attention, scratch.impl(), rows, logits));

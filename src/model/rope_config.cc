@@ -86,45 +86,68 @@ double apply_yarn(Fields& fields, double theta, int32_t rotary_dim, int32_t max_
   return attention_factor;
 }
 
+bool has_objects(const Json& settings) {
+  return std::any_of(settings.begin(), settings.end(), [](const Json& value) { return value.is_object(); });
+}
+
 }  // namespace
 
-Expected<RopeConfig> read_rope_config(const Json& config, int32_t head_dim, int32_t max_position_embeddings) {
-  Fields top(config);
-  const Json* settings = top.find("rope_scaling");
-  if (settings == nullptr) settings = top.find("rope_parameters");
-  const Json none = Json::object();
-  if (settings == nullptr) settings = &none;
+const Json* find_rope_settings(const Json& decoder, const RopeSource& source) {
+  static const Json kNone = Json::object();
+  const Fields top(decoder);
+  const Json* scaling = top.find("rope_scaling");
+  if (scaling != nullptr && !source.ignores_rope_scaling) return scaling;
+  const Json* parameters = top.find("rope_parameters");
+  if (parameters == nullptr) return source.settings_if_missing != nullptr ? source.settings_if_missing : &kNone;
+  if (source.layer_type.empty() || !parameters->is_object()) return parameters;
+  const auto nested = parameters->find(source.layer_type);
+  if (nested != parameters->end()) return nested->is_null() ? &kNone : &*nested;
+  return source.ignores_rope_scaling || has_objects(*parameters) ? &kNone : parameters;
+}
+
+Status read_rope(const Json& decoder, const RopeSource& source, ModelConfig& config, RopeConfig& rope) {
+  const Json* settings = find_rope_settings(decoder, source);
   if (!settings->is_object()) {
     return Status::invalid_argument("expected the rope settings to be an object, got " + brief_value(*settings));
   }
-  for (const auto& [key, value] : settings->items()) {
-    if (value.is_object()) {
-      return Status::unsupported("expected one set of rope settings for all layers, got separate ones for '" + brief(key) +
-                                 "'");
-    }
+  if (has_objects(*settings)) {
+    return Status::unsupported("expected one set of rope settings for all layers, got separate ones: " +
+                               brief_value(*settings));
   }
 
-  Fields fields(*settings);
-  RopeConfig rope;
+  Fields top(decoder), fields(*settings);
+  rope = {};
   rope.type = fields.text("rope_type", fields.text("type", "default"));
-  rope.theta = fields.number("rope_theta", top.number("rope_theta", kDefaultTheta, 1e-3, kMaxTheta), 1e-3, kMaxTheta);
-  const double partial =
-      fields.number("partial_rotary_factor", top.number("partial_rotary_factor", 1.0, 0.0, 1.0), 0.0, 1.0);
+  rope.theta = fields.number("rope_theta", top.number(source.theta_key, source.theta, 1e-3, kMaxTheta), 1e-3, kMaxTheta);
+  const double partial = fields.number(
+      "partial_rotary_factor", top.number("partial_rotary_factor", source.partial_rotary_factor, 0.0, 1.0), 0.0, 1.0);
   RAREFY_RETURN_IF_ERROR(top.status());
   RAREFY_RETURN_IF_ERROR(fields.status());
-  if (partial != 1.0) {
+  if (partial != 1.0 && !source.allows_partial) {
     return Status::unsupported("expected partial_rotary_factor 1 in this family, got " + std::to_string(partial));
   }
-  rope.rotary_dim = head_dim;
+  rope.rotary_dim = static_cast<int32_t>(config.head_dim * partial);
+  if (rope.rotary_dim < 2 || rope.rotary_dim % 2 != 0) {
+    return Status::invalid_argument("expected partial_rotary_factor to rotate an even number of the " +
+                                    std::to_string(config.head_dim) + " components of a head, got " +
+                                    std::to_string(partial));
+  }
 
   std::vector<double> frequencies = base_frequencies(rope.theta, rope.rotary_dim);
   double attention_factor = 1.0;
   if (rope.type == "linear") {
     apply_linear(fields, frequencies);
   } else if (rope.type == "llama3") {
-    apply_llama3(fields, max_position_embeddings, frequencies);
+    apply_llama3(fields, config.max_position_embeddings, frequencies);
   } else if (rope.type == "yarn") {
-    attention_factor = apply_yarn(fields, rope.theta, rope.rotary_dim, max_position_embeddings, frequencies);
+    attention_factor = apply_yarn(fields, rope.theta, rope.rotary_dim, config.max_position_embeddings, frequencies);
+    const double extended =
+        fields.number("factor", 1.0, 1.0, kMaxFactor) *
+        fields.integer("original_max_position_embeddings", config.max_position_embeddings, 1, kMaxPosition);
+    const auto longest = static_cast<int32_t>(std::min<double>(extended, kMaxPosition));
+    if (fields.has("original_max_position_embeddings")) {
+      config.max_position_embeddings = std::max(config.max_position_embeddings, longest);
+    }
   } else if (rope.type != "default") {
     return Status::unsupported("expected the rope type to be default, linear, llama3 or yarn, got '" + brief(rope.type) +
                                "'");
@@ -140,7 +163,7 @@ Expected<RopeConfig> read_rope_config(const Json& config, int32_t head_dim, int3
   if (!finite)
     return Status::invalid_argument("expected rope settings with finite frequencies, got theta " +
                                     std::to_string(rope.theta));
-  return rope;
+  return {};
 }
 
 }  // namespace rarefy::model

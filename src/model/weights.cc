@@ -2,10 +2,11 @@
 
 #include <array>
 #include <charconv>
-#include <optional>
+#include <cmath>
 #include <string>
 
 #include "model/json_file.h"
+#include "model/tensor_reader.h"
 #include "rarefy/core/log.h"
 
 namespace rarefy::model {
@@ -43,124 +44,148 @@ Expected<Names> find_names(const Checkpoint& checkpoint) {
   return Status::not_found("expected an embedding under one of the names " + tried + "; got " + first);
 }
 
-std::string shape_text(std::span<const int64_t> shape) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return text + "]";
+std::vector<float> plus_one(std::vector<float> values) {
+  for (float& value : values) value += 1.0f;
+  return values;
 }
 
-class Loader {
+// Reads the layers of a decoder into their blocks.
+class LayerLoader {
  public:
-  Loader(const Checkpoint& checkpoint, const ModelConfig& config, DType weight_dtype)
-      : checkpoint_(checkpoint), config_(config), weight_dtype_(weight_dtype) {}
+  LayerLoader(TensorReader& reader, const ModelConfig& config) : reader_(reader), config_(config) {}
 
-  Expected<const StoredTensor*> tensor(const std::string& name, std::initializer_list<int64_t> shape) const {
-    const StoredTensor* stored = checkpoint_.find(name);
-    if (stored == nullptr) {
-      return Status::not_found("expected tensor '" + name + "' of shape " + shape_text({shape.begin(), shape.size()}) +
-                               ", found none; does config.json belong to these weights?");
-    }
-    if (!std::equal(shape.begin(), shape.end(), stored->shape.begin(), stored->shape.end())) {
-      return Status::data_loss("expected tensor '" + name + "' of shape " + shape_text({shape.begin(), shape.size()}) +
-                               ", got " + stored->to_string() + "; does config.json belong to these weights?");
-    }
-    if (!stored->dtype || (*stored->dtype != DType::f32 && *stored->dtype != DType::f16 && *stored->dtype != DType::bf16)) {
-      return Status::unsupported("expected tensor '" + name + "' of type F32, F16 or BF16, got " + stored->dtype_name);
-    }
-    return stored;
-  }
-
-  Status append_vector(const std::string& name, int64_t count, std::vector<float>& values) const {
-    RAREFY_ASSIGN_OR_RETURN(const StoredTensor* stored, tensor(name, {count}));
-    const std::size_t before = values.size();
-    values.resize(before + static_cast<std::size_t>(count));
-    return cpu::convert_elements(stored->data, *stored->dtype, count, DType::f32, values.data() + before);
-  }
-
-  struct Part {
-    std::string name;  // without ".weight" and ".bias"
-    int64_t rows;
-  };
-  // Matrices with one input, one under the other, and their biases.
-  Status matmul(std::initializer_list<Part> parts, int64_t in_dim, bool has_bias, cpu::Matmul& out) const {
-    std::vector<cpu::WeightPart> weights;
-    std::vector<float> bias;
-    for (const Part& part : parts) {
-      RAREFY_ASSIGN_OR_RETURN(const StoredTensor* stored, tensor(part.name + ".weight", {part.rows, in_dim}));
-      weights.push_back({stored->data, *stored->dtype, part.rows});
-      if (has_bias) RAREFY_RETURN_IF_ERROR(append_vector(part.name + ".bias", part.rows, bias));
-    }
-    return make(weights, in_dim, std::move(bias), out);
-  }
-
-  Status table(const std::string& name, cpu::Matmul& out) const {
-    RAREFY_ASSIGN_OR_RETURN(const StoredTensor* stored, tensor(name, {config_.vocab_size, config_.hidden_size}));
-    const cpu::WeightPart part{stored->data, *stored->dtype, config_.vocab_size};
-    return make({&part, 1}, config_.hidden_size, {}, out);
-  }
-
-  Status layer(const std::string& name, LayerWeights& out) const {
-    const int64_t hidden = config_.hidden_size, intermediate = config_.intermediate_size;
-    const int64_t q_rows = int64_t{config_.num_q_heads} * config_.head_dim,
-                  kv_rows = int64_t{config_.num_kv_heads} * config_.head_dim;
-    const std::string attention = name + "self_attn.", mlp = name + "mlp.";
-    RAREFY_RETURN_IF_ERROR(append_vector(name + "input_layernorm.weight", hidden, out.attention_norm));
-    RAREFY_RETURN_IF_ERROR(
-        matmul({{attention + "q_proj", q_rows}, {attention + "k_proj", kv_rows}, {attention + "v_proj", kv_rows}}, hidden,
-               config_.attention_bias, out.qkv));
-    RAREFY_RETURN_IF_ERROR(matmul({{attention + "o_proj", hidden}}, q_rows, config_.output_bias, out.output));
-    RAREFY_RETURN_IF_ERROR(append_vector(name + "post_attention_layernorm.weight", hidden, out.mlp_norm));
-    RAREFY_RETURN_IF_ERROR(matmul({{mlp + "gate_proj", intermediate}, {mlp + "up_proj", intermediate}}, hidden,
-                                  config_.mlp_bias, out.gate_up));
-    return matmul({{mlp + "down_proj", hidden}}, intermediate, config_.mlp_bias, out.down);
-  }
-
- private:
-  Status make(std::span<const cpu::WeightPart> parts, int64_t in_dim, std::vector<float> bias, cpu::Matmul& out) const {
-    RAREFY_ASSIGN_OR_RETURN(out, cpu::Matmul::make(parts, in_dim, weight_dtype_, std::move(bias)));
+  Status norm(const std::string& name, int64_t dim, std::vector<float>& out) {
+    RAREFY_RETURN_IF_ERROR(reader_.append(name, {dim}, out));
+    if (config_.blocks.norm_adds_one) out = plus_one(std::move(out));
     return {};
   }
 
-  const Checkpoint& checkpoint_;
+  Status table(const std::string& name, cpu::Matmul& out) {
+    const std::string stem = name.substr(0, name.size() - std::string_view(".weight").size());
+    return reader_.matmul({{stem, config_.vocab_size}}, config_.hidden_size, false, out);
+  }
+
+  Status layer(const std::string& name, LayerKind kind, LayerWeights& out) {
+    const int64_t hidden = config_.hidden_size, intermediate = config_.intermediate_size;
+    const std::string mlp = name + "mlp.";
+    RAREFY_RETURN_IF_ERROR(norm(name + "input_layernorm.weight", hidden, out.mixer_norm));
+    if (kind == LayerKind::linear_attention) {
+      RAREFY_RETURN_IF_ERROR(delta_net(name + "linear_attn.", out.mixer.emplace<DeltaNetWeights>()));
+    } else {
+      RAREFY_RETURN_IF_ERROR(attention(name + "self_attn.", out.mixer.emplace<AttentionWeights>()));
+    }
+    // With sandwich norms the name of the norm before the MLP is that of the one after attention.
+    const bool sandwich = config_.blocks.sandwich_norms;
+    RAREFY_RETURN_IF_ERROR(
+        norm(name + "post_attention_layernorm.weight", hidden, sandwich ? out.post_mixer_norm : out.mlp_norm));
+    if (sandwich) {
+      RAREFY_RETURN_IF_ERROR(norm(name + "pre_feedforward_layernorm.weight", hidden, out.mlp_norm));
+      RAREFY_RETURN_IF_ERROR(norm(name + "post_feedforward_layernorm.weight", hidden, out.post_mlp_norm));
+    }
+    RAREFY_RETURN_IF_ERROR(reader_.matmul({{mlp + "gate_proj", intermediate}, {mlp + "up_proj", intermediate}}, hidden,
+                                          config_.mlp_bias, out.gate_up));
+    return reader_.matmul({{mlp + "down_proj", hidden}}, intermediate, config_.mlp_bias, out.down);
+  }
+
+ private:
+  Status attention(const std::string& name, AttentionWeights& out) {
+    const int64_t hidden = config_.hidden_size;
+    const int64_t width = int64_t{config_.num_q_heads} * config_.head_dim;
+    const int64_t q_rows = config_.blocks.output_gate ? 2 * width : width;
+    const int64_t kv_rows = int64_t{config_.num_kv_heads} * config_.head_dim;
+    RAREFY_RETURN_IF_ERROR(
+        reader_.matmul({{name + "q_proj", q_rows}, {name + "k_proj", kv_rows}, {name + "v_proj", kv_rows}}, hidden,
+                       config_.attention_bias, out.qkv));
+    if (config_.blocks.query_key_norm) {
+      RAREFY_RETURN_IF_ERROR(norm(name + "q_norm.weight", config_.head_dim, out.q_norm));
+      RAREFY_RETURN_IF_ERROR(norm(name + "k_norm.weight", config_.head_dim, out.k_norm));
+    }
+    return reader_.matmul({{name + "o_proj", hidden}}, width, config_.output_bias, out.output);
+  }
+
+  Status delta_net(const std::string& name, DeltaNetWeights& out) {
+    const LinearAttentionConfig& linear = config_.linear;
+    const int64_t hidden = config_.hidden_size, heads = linear.num_value_heads, channels = linear.conv_width();
+    RAREFY_RETURN_IF_ERROR(reader_.matmul({{name + "in_proj_qkv", channels},
+                                           {name + "in_proj_z", linear.value_width()},
+                                           {name + "in_proj_b", heads},
+                                           {name + "in_proj_a", heads}},
+                                          hidden, false, out.in));
+    std::vector<float> conv;  // [conv_width, conv_kernel] f32
+    RAREFY_RETURN_IF_ERROR(reader_.append(name + "conv1d.weight", {channels, 1, linear.conv_kernel}, conv));
+    out.conv.resize(conv.size());
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      for (int64_t tap = 0; tap < linear.conv_kernel; ++tap) {
+        out.conv[static_cast<std::size_t>(tap * channels + channel)] =
+            conv[static_cast<std::size_t>(channel * linear.conv_kernel + tap)];
+      }
+    }
+    RAREFY_RETURN_IF_ERROR(reader_.append(name + "A_log", {heads}, out.decay));
+    for (float& value : out.decay) value = -std::exp(value);
+    RAREFY_RETURN_IF_ERROR(reader_.append(name + "dt_bias", {heads}, out.dt_bias));
+    RAREFY_RETURN_IF_ERROR(reader_.append(name + "norm.weight", {linear.value_head_dim}, out.norm));  // plain, not 1 + w
+    return reader_.matmul({{name + "out_proj", hidden}}, linear.value_width(), false, out.output);
+  }
+
+  TensorReader& reader_;
   const ModelConfig& config_;
-  DType weight_dtype_;
 };
 
-// The suffixes of a layer that are read.
-constexpr std::array<std::string_view, 16> kLayerTensors = {"input_layernorm.weight",  "post_attention_layernorm.weight",
-                                                            "self_attn.q_proj.weight", "self_attn.k_proj.weight",
-                                                            "self_attn.v_proj.weight", "self_attn.o_proj.weight",
-                                                            "self_attn.q_proj.bias",   "self_attn.k_proj.bias",
-                                                            "self_attn.v_proj.bias",   "self_attn.o_proj.bias",
-                                                            "mlp.gate_proj.weight",    "mlp.up_proj.weight",
-                                                            "mlp.down_proj.weight",    "mlp.gate_proj.bias",
-                                                            "mlp.up_proj.bias",        "mlp.down_proj.bias"};
-
-// Tensors of the decoder that would be left unread point to another architecture or a config.json of another model: more
-// layers than configured are refused, biases that the configuration turns off and unknown names are warned of.
-Status check_unread(const Checkpoint& checkpoint, const Names& names, const ModelConfig& config) {
+// Calls body(name, rest of the name after "layers.") for every tensor of the decoder's layers.
+template <typename Body>
+Status for_layer_tensors(const Checkpoint& checkpoint, const Names& names, const Body& body) {
   const std::string layers = names.prefix + "layers.";
   for (auto it = checkpoint.tensors().lower_bound(layers);
        it != checkpoint.tensors().end() && it->first.starts_with(layers); ++it) {
-    const std::string_view rest = std::string_view(it->first).substr(layers.size());
-    int32_t layer = -1;
-    const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), layer);
-    const std::string_view suffix = rest.substr(std::min(rest.size(), static_cast<std::size_t>(end - rest.data()) + 1));
-    if (error == std::errc() && layer >= config.num_layers) {
-      return Status::data_loss("expected " + std::to_string(config.num_layers) +
-                               " layers as config.json says, got tensor '" + brief(it->first) +
-                               "'; does config.json belong to these weights?");
-    }
-    if (suffix.ends_with("rotary_emb.inv_freq")) continue;
-    const bool known = std::find(kLayerTensors.begin(), kLayerTensors.end(), suffix) != kLayerTensors.end();
-    const bool mlp = suffix.starts_with("mlp."), output = suffix.starts_with("self_attn.o_proj");
-    const bool used_bias = mlp ? config.mlp_bias : output ? config.output_bias : config.attention_bias;
-    if (!known || (suffix.ends_with(".bias") && !used_bias)) {
-      log_message(LogLevel::warning, "tensor '" + brief(it->first) + "' is not part of a " + config.architecture +
-                                         " model with this config.json and is ignored");
-    }
+    RAREFY_RETURN_IF_ERROR(body(it->first, std::string_view(it->first).substr(layers.size())));
   }
   return {};
+}
+
+// More layers than configured are those of another model.
+Status check_layer_count(const Checkpoint& checkpoint, const Names& names, const ModelConfig& config) {
+  return for_layer_tensors(checkpoint, names, [&](const std::string& name, std::string_view rest) -> Status {
+    int32_t layer = -1;
+    const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), layer);
+    if (error != std::errc() || layer < config.num_layers) return {};
+    return Status::data_loss("expected " + std::to_string(config.num_layers) + " layers as config.json says, got tensor '" +
+                             brief(name) + "'; does config.json belong to these weights?");
+  });
+}
+
+// Tensors of the decoder that were left unread point to another architecture or a config.json of another model.
+void warn_of_unread(const Checkpoint& checkpoint, const Names& names, const ModelConfig& config,
+                    const TensorReader& reader) {
+  static_cast<void>(for_layer_tensors(checkpoint, names, [&](const std::string& name, std::string_view rest) -> Status {
+    if (!reader.was_read(name) && !rest.ends_with("rotary_emb.inv_freq")) {
+      log_message(LogLevel::warning, "tensor '" + brief(name) + "' is not part of a " + config.architecture +
+                                         " model with this config.json and is ignored");
+    }
+    return {};
+  }));
+}
+
+// The file is read ahead while what came before is converted.
+void prefetch(const Checkpoint& checkpoint, const std::string& prefix) {
+  for (auto it = checkpoint.tensors().lower_bound(prefix);
+       it != checkpoint.tensors().end() && it->first.starts_with(prefix); ++it) {
+    MappedFile::prefetch({it->second.data, it->second.size_bytes});
+  }
+}
+
+int64_t float_bytes(std::initializer_list<const std::vector<float>*> vectors) {
+  std::size_t count = 0;
+  for (const std::vector<float>* values : vectors) count += values->size();
+  return static_cast<int64_t>(count * sizeof(float));
+}
+
+int64_t mixer_bytes(const AttentionWeights& mixer) {
+  return mixer.qkv.weight_bytes() + mixer.output.weight_bytes() + float_bytes({&mixer.q_norm, &mixer.k_norm});
+}
+
+int64_t mixer_bytes(const DeltaNetWeights& mixer) {
+  return mixer.in.weight_bytes() + mixer.output.weight_bytes() +
+         float_bytes({&mixer.conv, &mixer.decay, &mixer.dt_bias, &mixer.norm});
 }
 
 }  // namespace
@@ -176,27 +201,38 @@ Expected<DType> checkpoint_dtype(const Checkpoint& checkpoint) {
 }
 
 int64_t Weights::bytes_per_step() const {
-  int64_t bytes = head.weight_bytes() + static_cast<int64_t>(final_norm.size() * sizeof(float));
+  int64_t bytes = head.weight_bytes() + float_bytes({&final_norm});
   for (const LayerWeights& layer : layers) {
-    bytes +=
-        layer.qkv.weight_bytes() + layer.output.weight_bytes() + layer.gate_up.weight_bytes() + layer.down.weight_bytes();
-    bytes += static_cast<int64_t>((layer.attention_norm.size() + layer.mlp_norm.size()) * sizeof(float));
+    bytes += std::visit([](const auto& mixer) { return mixer_bytes(mixer); }, layer.mixer);
+    bytes += layer.gate_up.weight_bytes() + layer.down.weight_bytes();
+    bytes += float_bytes({&layer.mixer_norm, &layer.post_mixer_norm, &layer.mlp_norm, &layer.post_mlp_norm});
   }
   return bytes;
 }
 
 Expected<Weights> Weights::load(const Checkpoint& checkpoint, const ModelConfig& config, DType weight_dtype) {
   RAREFY_ASSIGN_OR_RETURN(const Names names, find_names(checkpoint));
-  RAREFY_RETURN_IF_ERROR(check_unread(checkpoint, names, config));
-  const Loader loader(checkpoint, config, weight_dtype);
+  RAREFY_RETURN_IF_ERROR(check_layer_count(checkpoint, names, config));
+  TensorReader reader(checkpoint, weight_dtype);
+  LayerLoader loader(reader, config);
   Weights weights;
+  const auto layer_prefix = [&](int32_t i) { return names.prefix + "layers." + std::to_string(i) + "."; };
+  prefetch(checkpoint, layer_prefix(0));
   for (int32_t i = 0; i < config.num_layers; ++i) {
-    RAREFY_RETURN_IF_ERROR(loader.layer(names.prefix + "layers." + std::to_string(i) + ".", weights.layers.emplace_back()));
+    prefetch(checkpoint, i + 1 < config.num_layers ? layer_prefix(i + 1) : names.prefix + "embed_tokens.");
+    const LayerKind kind = config.layers[static_cast<std::size_t>(i)];
+    RAREFY_RETURN_IF_ERROR(loader.layer(layer_prefix(i), kind, weights.layers.emplace_back()));
   }
-  RAREFY_RETURN_IF_ERROR(loader.append_vector(names.prefix + "norm.weight", config.hidden_size, weights.final_norm));
+  RAREFY_RETURN_IF_ERROR(loader.norm(names.prefix + "norm.weight", config.hidden_size, weights.final_norm));
   const bool untied = !names.head.empty();
   RAREFY_RETURN_IF_ERROR(loader.table(untied ? names.head : names.embedding, weights.head));
   if (untied) RAREFY_RETURN_IF_ERROR(loader.table(names.embedding, weights.embedding));
+  if (config.blocks.scaled_embedding) {
+    // The models were trained with the factor in the type of their weights.
+    const auto exact = static_cast<float>(std::sqrt(static_cast<double>(config.hidden_size)));
+    weights.embedding_scale = weight_dtype == DType::bf16 ? to_float(to_bfloat16(exact)) : exact;
+  }
+  warn_of_unread(checkpoint, names, config, reader);
   return weights;
 }
 

@@ -7,6 +7,11 @@
 namespace rarefy::ref {
 namespace {
 
+// The first token that a query sees which is the last of `visible` tokens.
+int32_t first_visible(int32_t visible, int32_t sliding_window) {
+  return sliding_window > 0 ? std::max(0, visible - sliding_window) : 0;
+}
+
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // One query row against its tokens.
@@ -131,7 +136,9 @@ AttentionResult decode_attention(DecodeOp op, const DecodeProblem& problem, cons
     const int32_t count = op == DecodeOp::dense ? kAllTokens : args.index.counts[list_index];
     std::vector<float> weights;
     if (count == kAllTokens) {
-      for (int32_t token = 0; token < visible; ++token) row.tokens.push_back(token);
+      for (int32_t token = first_visible(visible, problem.sliding_window); token < visible; ++token) {
+        row.tokens.push_back(token);
+      }
     } else {
       const int64_t first = list_index * args.index.max_selected;
       for (int64_t i = first; i < first + count; ++i) {
@@ -160,7 +167,9 @@ AttentionResult prefill_attention(const PrefillProblem& problem, const PrefillAr
     row.scale = args.scale;
     row.soft_cap = problem.logit_soft_cap;
     const auto visible = static_cast<int32_t>(args.kv.kv_lens[0] - args.num_new + index / problem.num_q_heads + 1);
-    for (int32_t token = 0; token < visible; ++token) row.tokens.push_back(token);
+    for (int32_t token = first_visible(visible, problem.sliding_window); token < visible; ++token) {
+      row.tokens.push_back(token);
+    }
     compute_row(row, index, result);
   }
   return result;

@@ -1,6 +1,7 @@
 #include "ref/elementwise.h"
 
 #include <cmath>
+#include <numbers>
 
 namespace rarefy::ref {
 
@@ -44,6 +45,30 @@ std::vector<double> silu_mul(const float* gate_up, int64_t num_rows, int64_t dim
       out[row * dim + i] = gate / (1.0 + std::exp(-gate)) * up;
     }
   }
+  return out;
+}
+
+std::vector<double> gelu_tanh_mul(const float* gate_up, int64_t num_rows, int64_t dim) {
+  std::vector<double> out(static_cast<size_t>(num_rows * dim));
+  for (int64_t row = 0; row < num_rows; ++row) {
+    for (int64_t i = 0; i < dim; ++i) {
+      const double z = gate_up[row * 2 * dim + i], up = gate_up[row * 2 * dim + dim + i];
+      const double u = std::sqrt(2.0 / std::numbers::pi) * (z + 0.044715 * z * z * z);
+      out[row * dim + i] = 0.5 * z * (1.0 + std::tanh(u)) * up;
+    }
+  }
+  return out;
+}
+
+std::vector<double> sigmoid_mul(const float* gate, const float* value, int64_t count) {
+  std::vector<double> out(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) out[i] = double{value[i]} / (1.0 + std::exp(-double{gate[i]}));
+  return out;
+}
+
+std::vector<double> soft_cap(const float* x, double cap, int64_t count) {
+  std::vector<double> out(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) out[i] = cap * std::tanh(x[i] / cap);
   return out;
 }
 

@@ -23,6 +23,19 @@ std::vector<double> rope(const float* x,  // [num_rows, num_heads, head_dim] f32
 std::vector<double> silu_mul(const float* gate_up,  // [num_rows, 2, dim] f32; gate first
                              int64_t num_rows, int64_t dim);
 
+// gelu(gate) * up, gelu(z) = 0.5 z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))).
+std::vector<double> gelu_tanh_mul(const float* gate_up,  // [num_rows, 2, dim] f32; gate first
+                                  int64_t num_rows, int64_t dim);
+
+// value / (1 + exp(-gate)).
+std::vector<double> sigmoid_mul(const float* gate,   // [count] f32
+                                const float* value,  // [count] f32
+                                int64_t count);
+
+// cap * tanh(x / cap).
+std::vector<double> soft_cap(const float* x,  // [count] f32
+                             double cap, int64_t count);
+
 // y = x W^T (+ bias). `magnitude`, when given, receives sum_k |x_k w_k| (+ |bias|): the scale of rounding errors.
 std::vector<double> matmul(const float* x,       // [num_rows, in_dim] f32
                            const float* weight,  // [out_dim, in_dim] f32

@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <numeric>
+
 #include "rarefy/select/registry.h"
 
 namespace rarefy {
 
-Expected<PolicyExplanation> explain_policy(const Policy& policy, const SelectorShape& shape, int32_t kv_len) {
+Expected<PolicyExplanation> explain_policy(const Policy& policy, const SelectorShape& shape, int32_t kv_len,
+                                           std::vector<int32_t> layers) {
   if (kv_len < 1) return Status::invalid_argument(fmt::format("policy: expected at least 1 cached token, got {}", kv_len));
   RAREFY_RETURN_IF_ERROR(policy.check(shape.num_layers));
   PolicyExplanation result;
@@ -23,7 +26,11 @@ Expected<PolicyExplanation> explain_policy(const Policy& policy, const SelectorS
     }
   }
   double density_sum = 0.0, bytes_sum = 0.0;
-  for (int32_t layer = 0; layer < shape.num_layers; ++layer) {
+  if (layers.empty()) {
+    layers.resize(static_cast<size_t>(shape.num_layers));
+    std::iota(layers.begin(), layers.end(), 0);
+  }
+  for (const int32_t layer : layers) {
     LayerExplanation one;
     one.layer = layer;
     one.dense = policy.layer_is_dense(layer, kv_len);
@@ -36,8 +43,8 @@ Expected<PolicyExplanation> explain_policy(const Policy& policy, const SelectorS
     bytes_sum += one.bytes_ratio;
     result.layers.push_back(one);
   }
-  result.density = density_sum / shape.num_layers;
-  result.bytes_ratio = bytes_sum / shape.num_layers;
+  result.density = density_sum / static_cast<double>(layers.size());
+  result.bytes_ratio = bytes_sum / static_cast<double>(layers.size());
   return result;
 }
 

@@ -3,13 +3,21 @@
 
     python3 tests/golden/make_model_fixtures.py OUT_DIR      # e.g. tests/golden/models
 
-Needs transformers 5.17, torch, safetensors and tokenizers; CPU only, under a minute. OUT_DIR gets one folder a case:
+Needs transformers 5.17 or later, torch, safetensors and tokenizers; CPU only, a minute. OUT_DIR gets one folder a case:
 
-    llama          config.json (rope llama3), model.safetensors (bf16), tokenizer.json, ..., reference.safetensors
-    llama_sharded  the same tensors in several files with model.safetensors.index.json
-    qwen2          tied head, biases on q, k, v
-    qwen2_yarn     config.json and reference.safetensors only: rope yarn x4, the weights of qwen2
-    *_legacy       config.json only: the same settings as older transformers wrote them
+    llama           config.json (rope llama3), model.safetensors (bf16), tokenizer.json, ..., reference.safetensors
+    llama_sharded   the same tensors in several files with model.safetensors.index.json
+    qwen2           tied head, biases on q, k, v
+    qwen2_yarn      config.json and reference.safetensors only: rope yarn x4, the weights of qwen2
+    qwen2_window    likewise: a sliding window of 12 tokens in layers 2 and 3
+    gemma3          window of 8 tokens in three of four layers, rope of its own for each kind, scale unlike head_dim^-1/2
+    gemma3_caps     config.json and reference.safetensors only: soft caps on scores and logits. transformers ignores the one on
+                    Gemma 3's scores; here it is applied, as the key says, by patching the eager attention
+    ministral3      yarn, query temperature from token 16 on
+    ministral3_fp8  the same model in fp8: one scale a tensor, activation scales beside; the reference is computed with the
+                    dequantised weights in f32
+    qwen3_5         three layers of gated DeltaNet, one of gated attention that rotates a quarter of each head
+    *_legacy        config.json only: the same settings as older transformers wrote them
 
 and meta.json: versions, seed, where the weights of each case are, sha256 of every file.
 
@@ -22,6 +30,7 @@ reference.safetensors (all computed in f32 with eager attention, ids_i = (7 i^2 
     greedy              [16] i32      greedy continuation of the 80 tokens
     greedy_margin       [16]          best minus second-best logit of each greedy step
 """
+import functools
 import hashlib
 import json
 import os
@@ -38,6 +47,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
+from transformers.models.gemma3 import modeling_gemma3
 
 SEED = 20261124
 VOCAB_SIZE = 384
@@ -53,6 +63,12 @@ COMMON = dict(
 LLAMA3_ROPE = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                    original_max_position_embeddings=64)  # 64 puts frequencies into all three branches
 DEFAULT_ROPE = dict(rope_type="default", rope_theta=1000000.0)
+LINEAR_ROPE = dict(rope_type="linear", rope_theta=1000000.0, factor=8.0)
+LOCAL_ROPE = dict(rope_type="default", rope_theta=10000.0)
+MINISTRAL_ROPE = dict(rope_type="yarn", rope_theta=1000000.0, factor=16.0, original_max_position_embeddings=16,
+                      beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1)
+PARTIAL_ROPE = dict(rope_type="default", rope_theta=10000000.0, partial_rotary_factor=0.25, mrope_section=[2, 1, 1],
+                    mrope_interleaved=True)
 YARN_ROPE = dict(rope_type="yarn", rope_theta=1000000.0, factor=4.0, original_max_position_embeddings=128)
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
@@ -101,7 +117,13 @@ def randomise(model, seed):
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             if name.endswith("norm.weight"):
-                parameter.copy_(1.0 + 0.2 * noise)
+                parameter.copy_(parameter.mean().round() + 0.2 * noise)  # 0 where the family adds 1
+            elif name.endswith("A_log"):
+                parameter.copy_(torch.log(0.1 + 4.0 * torch.rand(parameter.shape, generator=generator)))
+            elif name.endswith("dt_bias"):
+                parameter.copy_(noise)
+            elif name.endswith("conv1d.weight"):
+                parameter.copy_(0.5 * noise)
             elif name.endswith(".bias"):
                 parameter.copy_(0.2 * noise)
             else:
@@ -150,13 +172,16 @@ def run_incremental(model, ids):
         output = model(input_ids=torch.tensor([[greedy[-1]]]), past_key_values=output.past_key_values, use_cache=True)
 
 
-def write_reference(folder, model_folder):
+def write_reference(folder, model_folder, edit=lambda model: None):
+    """`edit` changes a model after it was loaded."""
     ids = token_ids()
-    model = reload(model_folder, torch.float32)
+    model, bf16_model = reload(model_folder, torch.float32), reload(model_folder, torch.bfloat16)
     with torch.no_grad():
+        edit(model)
+        edit(bf16_model)
         logits, hidden, hidden_norm = run_layers(model, ids)
         incremental, greedy, margins = run_incremental(model, ids)
-        bf16_logits = reload(model_folder, torch.bfloat16)(input_ids=ids, use_cache=False).logits[0].float()
+        bf16_logits = bf16_model(input_ids=ids, use_cache=False).logits[0].float()
     tensors = {
         "prefill_logits": logits[-NUM_KEPT:], "incremental_logits": incremental[-NUM_KEPT:], "hidden": hidden,
         "hidden_norm": hidden_norm, "greedy": torch.tensor(greedy, dtype=torch.int32),
@@ -173,9 +198,16 @@ def write_reference(folder, model_folder):
         "smallest_greedy_margin": min(margins)}
 
 
-def legacy_config(config, rope):
+def legacy_config(config):
     """The same settings as transformers 4 wrote them: rope_theta and rope_scaling at the top level, torch_dtype."""
     legacy = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "layer_types")}
+    rope = config["rope_parameters"]
+    if "full_attention" in rope:  # Gemma 3
+        legacy["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        legacy["sliding_window_pattern"] = config["layer_types"].index("full_attention") + 1
+        rope = rope["full_attention"]
+    if "full_attention" in config.get("layer_types", []) and "linear_attention" in config["layer_types"]:
+        legacy["full_attention_interval"] = config["layer_types"].index("full_attention") + 1
     legacy["rope_theta"] = rope["rope_theta"]
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     if rope["rope_type"] == "default":
@@ -212,6 +244,76 @@ def check_legacy(out_dir, name, weights_from, reference):
         return False
 
 
+def configs():
+    """One configuration for each family, small enough that every branch of its formulas is taken within 80 tokens."""
+    return {
+        "llama": transformers.LlamaConfig(
+            **COMMON, head_dim=16, rms_norm_eps=1e-5, tie_word_embeddings=False, rope_parameters=dict(LLAMA3_ROPE)),
+        "qwen2": transformers.Qwen2Config(
+            **COMMON, rms_norm_eps=1e-6, tie_word_embeddings=True, use_sliding_window=False,
+            rope_parameters=dict(DEFAULT_ROPE)),
+        "gemma3": transformers.Gemma3TextConfig(
+            **COMMON, head_dim=32, query_pre_attn_scalar=24, sliding_window=8,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters={"full_attention": dict(LINEAR_ROPE), "sliding_attention": dict(LOCAL_ROPE)}),
+        "ministral3": transformers.Ministral3Config(
+            **COMMON, head_dim=32, rms_norm_eps=1e-5, tie_word_embeddings=False, rope_parameters=dict(MINISTRAL_ROPE)),
+        "qwen3_5": transformers.Qwen3_5TextConfig(
+            **COMMON, head_dim=32, tie_word_embeddings=True, linear_conv_kernel_dim=4, linear_key_head_dim=16,
+            linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+            layer_types=["linear_attention"] * 3 + ["full_attention"], rope_parameters=dict(PARTIAL_ROPE)),
+    }
+
+
+def fresh_folder(out_dir, name):
+    folder = out_dir / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def write_variant(out_dir, cases, name, weights_from, changes):
+    """A case with the weights of another and some keys of config.json changed."""
+    folder = fresh_folder(out_dir, name)
+    config = json.loads((out_dir / weights_from / "config.json").read_text())
+    config.update(changes)
+    write_json(folder / "config.json", config)
+    cases[name] = {"weights_from": weights_from, "reference": name,
+                   **write_reference(folder, link_case(out_dir, name, weights_from))}
+
+
+def write_fp8(out_dir, cases, name, source):
+    """The projections of a model in f8_e4m3 with one scale a tensor, as published: the true weight is code times scale."""
+    folder = fresh_folder(out_dir, name)
+    tensors = safetensors.torch.load_file(str(out_dir / source / "model.safetensors"))
+    stored, exact = {}, {}
+    for key, tensor in sorted(tensors.items()):
+        if not key.endswith("_proj.weight"):
+            stored[key] = tensor
+            continue
+        scale = (tensor.float().abs().max() / 448.0).reshape(())
+        codes = (tensor.float() / scale).to(torch.float8_e4m3fn)
+        stored[key] = codes
+        stored[key + "_scale_inv"] = scale
+        stored[key[:-len("weight")] + "activation_scale"] = torch.tensor(0.01)
+        exact[key] = codes.float() * scale
+    safetensors.torch.save_file(stored, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    config = json.loads((out_dir / source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None,
+                                     "dequantize": False, "modules_to_not_convert": ["lm_head"]}
+    write_json(folder / "config.json", config)
+    for path in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(out_dir / source / path, folder)
+
+    def dequantised(model):
+        for key, parameter in model.named_parameters():
+            if key in exact:
+                parameter.copy_(exact[key])
+
+    cases[name] = {"weights_from": name, "reference": name,
+                   **write_reference(folder, out_dir / source, dequantised)}
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -221,48 +323,36 @@ def main():
     torch.use_deterministic_algorithms(True)
     shutil.rmtree(out_dir / "scratch", ignore_errors=True)
 
-    llama = transformers.LlamaConfig(
-        **COMMON, head_dim=16, rms_norm_eps=1e-5, tie_word_embeddings=False, rope_parameters=dict(LLAMA3_ROPE))
-    qwen2 = transformers.Qwen2Config(
-        **COMMON, rms_norm_eps=1e-6, tie_word_embeddings=True, use_sliding_window=False, rope_parameters=dict(DEFAULT_ROPE))
-    ropes = {"llama": LLAMA3_ROPE, "qwen2": DEFAULT_ROPE, "qwen2_yarn": YARN_ROPE}
     cases = {}
-
-    for index, (name, config) in enumerate({"llama": llama, "qwen2": qwen2}.items()):
-        folder = out_dir / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+    for index, (name, config) in enumerate(configs().items()):
+        folder = fresh_folder(out_dir, name)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         randomise(model, SEED + index)
         model.to(torch.bfloat16).save_pretrained(folder)
         write_tokenizer(folder)
         cases[name] = {"weights_from": name, "reference": name, **write_reference(folder, folder)}
         if name == "llama":
-            sharded = out_dir / "llama_sharded"
-            shutil.rmtree(sharded, ignore_errors=True)
-            sharded.mkdir()
+            sharded = fresh_folder(out_dir, "llama_sharded")
             model.save_pretrained(sharded, max_shard_size="100KB")
             assert (sharded / "model.safetensors.index.json").exists(), "expected several shards"
             for path in ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copy(folder / path, sharded)
             cases["llama_sharded"] = {"weights_from": "llama_sharded", "reference": "llama"}
 
-    folder = out_dir / "qwen2_yarn"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    config = json.loads((out_dir / "qwen2" / "config.json").read_text())
-    config.pop("rope_theta", None)
-    config.pop("rope_scaling", None)
-    config["rope_parameters"] = dict(YARN_ROPE)
-    write_json(folder / "config.json", config)
-    cases["qwen2_yarn"] = {"weights_from": "qwen2", "reference": "qwen2_yarn",
-                           **write_reference(folder, link_case(out_dir, "qwen2_yarn", "qwen2"))}
+    write_variant(out_dir, cases, "qwen2_yarn", "qwen2", {"rope_parameters": dict(YARN_ROPE)})
+    write_variant(out_dir, cases, "qwen2_window", "qwen2", {
+        "use_sliding_window": True, "sliding_window": 12, "max_window_layers": 2,
+        "layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 2})
+    plain_attention = modeling_gemma3.eager_attention_forward
+    modeling_gemma3.eager_attention_forward = functools.partial(plain_attention, softcap=4.0)
+    write_variant(out_dir, cases, "gemma3_caps", "gemma3",
+                  {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 5.0})
+    modeling_gemma3.eager_attention_forward = plain_attention
+    write_fp8(out_dir, cases, "ministral3_fp8", "ministral3")
 
-    for name, rope in ropes.items():
-        twin = out_dir / f"{name}_legacy"
-        shutil.rmtree(twin, ignore_errors=True)
-        twin.mkdir()
-        write_json(twin / "config.json", legacy_config(json.loads((out_dir / name / "config.json").read_text()), rope))
+    for name in ("llama", "qwen2", "qwen2_yarn", "gemma3", "ministral3", "qwen3_5"):
+        twin = fresh_folder(out_dir, f"{name}_legacy")
+        write_json(twin / "config.json", legacy_config(json.loads((out_dir / name / "config.json").read_text())))
         weights_from = cases[name]["weights_from"]
         cases[twin.name] = {"weights_from": weights_from, "reference": name,
                             "confirmed_by_transformers": check_legacy(out_dir, twin.name, weights_from, name)}

@@ -30,9 +30,9 @@ constexpr int32_t kNumPrefill = 50;
 constexpr int32_t kNumKept = 16;
 constexpr int32_t kNumGreedy = 16;
 constexpr int32_t kHidden = 64;
-// The reference's own prefill and incremental logits differ by up to 1.2e-5; the sum of two f32 computations' errors with an
-// order of magnitude to spare.
-constexpr double kTolerance = 2e-4;
+// The reference's own prefill and incremental logits differ by up to 1.3e-5 (Qwen3.5, whose recurrence amplifies rounding: by
+// 1.5e-4); the sum of two f32 computations' errors with room to spare.
+double tolerance(const std::string& name) { return name.starts_with("qwen3_5") ? 1e-3 : 2e-4; }
 
 std::vector<int32_t> token_ids() {
   std::vector<int32_t> ids(kNumTokens);
@@ -114,8 +114,13 @@ TEST_P(ModelGolden, PrefillInAnyChunks) {
   EXPECT_EQ(model.config().bos_token_id, 1);
   EXPECT_EQ(model.config().stop_token_ids, std::vector<int32_t>{2});
   const auto expected = floats(reference_.at("prefill_logits"));
-  for (const auto& chunks : std::vector<std::vector<int32_t>>{{80}, {50, 30}, {1, 79}, {64, 16}, {7, 9, 31, 33}}) {
-    EXPECT_LE(max_difference(expected, last_rows(run_chunks(model, chunks))), kTolerance) << "first chunk " << chunks[0];
+  for (const auto& chunks : std::vector<std::vector<int32_t>>{{80}, {1, 79}, {7, 9, 31, 33}}) {
+    EXPECT_LE(max_difference(expected, last_rows(run_chunks(model, chunks))), tolerance(GetParam()))
+        << "chunk " << chunks[0];
+  }
+  for (int32_t boundary = 1; boundary < kNumTokens; ++boundary) {
+    const auto logits = run_chunks(model, {boundary, kNumTokens - boundary});
+    EXPECT_LE(max_difference(expected, last_rows(logits)), tolerance(GetParam())) << "boundary at " << boundary;
   }
 }
 
@@ -123,7 +128,8 @@ TEST_P(ModelGolden, IncrementalDecode) {
   const Model model = load(folder_.path());
   std::vector<int32_t> chunks(1 + kNumTokens - kNumPrefill, 1);
   chunks[0] = kNumPrefill;
-  EXPECT_LE(max_difference(floats(reference_.at("incremental_logits")), last_rows(run_chunks(model, chunks))), kTolerance);
+  EXPECT_LE(max_difference(floats(reference_.at("incremental_logits")), last_rows(run_chunks(model, chunks))),
+            tolerance(GetParam()));
 }
 
 TEST_P(ModelGolden, HiddenStatesOfEveryLayer) {
@@ -137,7 +143,7 @@ TEST_P(ModelGolden, HiddenStatesOfEveryLayer) {
     ASSERT_EQ(layer, seen++ - 1);
     const std::vector<float> rows(expected.begin() + (layer + 1) * kNumKept * kHidden,
                                   expected.begin() + (layer + 2) * kNumKept * kHidden);
-    EXPECT_LE(max_difference(rows, hidden + (num_tokens - kNumKept) * kHidden), kTolerance) << "layer " << layer;
+    EXPECT_LE(max_difference(rows, hidden + (num_tokens - kNumKept) * kHidden), tolerance(GetParam())) << "layer " << layer;
   };
   ASSERT_TRUE(model.forward(token_ids(), 0, attention, scratch, LogitRows::none, nullptr).ok());
   EXPECT_EQ(seen, model.config().num_layers + 1);
@@ -148,7 +154,7 @@ TEST_P(ModelGolden, GreedyTokens) {
   std::vector<int32_t> expected(kNumGreedy);
   std::memcpy(expected.data(), reference_.at("greedy").bytes.data(), kNumGreedy * sizeof(int32_t));
   // A smaller margin than twice the tolerance would leave the choice open.
-  for (const float margin : floats(reference_.at("greedy_margin"))) ASSERT_GT(margin, 2 * kTolerance);
+  for (const float margin : floats(reference_.at("greedy_margin"))) ASSERT_GT(margin, 2 * tolerance(GetParam()));
   DoubleAttention attention(model.config());
   ForwardScratch scratch;
   std::vector<float> logits(kVocab);
@@ -171,9 +177,10 @@ TEST_P(ModelGolden, Bf16AgreesOnTheBestToken) {
   for (int32_t row = 0; row < kNumTokens; ++row)
     same += argmax(exact.data() + row * kVocab) == argmax(rounded.data() + row * kVocab);
   EXPECT_GE(same, kNumTokens * 9 / 10) << "of " << kNumTokens;  // transformers' own bf16 agrees in 74 to 78
+  if (GetParam() == "ministral3_fp8") return;                   // its dequantised weights are not exact in bf16
   // One token at a time the activations stay f32, and the weights were bf16 to begin with: nothing is rounded.
   const auto streamed = run_chunks(model, std::vector<int32_t>(kNumTokens, 1));
-  EXPECT_LE(max_difference(floats(reference_.at("prefill_logits")), last_rows(streamed)), kTolerance);
+  EXPECT_LE(max_difference(floats(reference_.at("prefill_logits")), last_rows(streamed)), tolerance(GetParam()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, ModelGolden, ::testing::ValuesIn(case_names()),
@@ -200,8 +207,9 @@ class ModelTwins : public ::testing::TestWithParam<std::string> {
 TEST_P(ModelTwins, ElementTypes) {
   TensorMap f32, f16;
   for (const auto& [name, tensor] : tensors_) {
-    f32[name] = testing::converted(tensor, DType::f32);
-    f16[name] = testing::converted(tensor, DType::f16);
+    const bool fp8 = tensor.dtype == "F8_E4M3";  // has one form
+    f32[name] = fp8 ? tensor : testing::converted(tensor, DType::f32);
+    f16[name] = fp8 || name.ends_with("scale_inv") ? tensor : testing::converted(tensor, DType::f16);
   }
   EXPECT_EQ(run_with(f32), expected_);  // bf16 to f32 is exact
   // bf16 to f16 is exact but for magnitudes below 2^-17, which move by at most 2^-25.
@@ -225,6 +233,33 @@ TEST_P(ModelTwins, PrefixesOfWrappers) {
   }
 }
 
+// As checkpoints of several inputs have it: the decoder's settings in text_config, wrong about tying, vision settings beside.
+TEST_P(ModelTwins, ConfigOfWrappers) {
+  const auto text_config = nlohmann::json::parse(folder_.read("config.json"));
+  nlohmann::json wrapper = {{"text_config", text_config},
+                            {"vision_config", {{"hidden_size", 1152}, {"model_type", "siglip_vision_model"}}},
+                            {"image_token_index", 383},
+                            {"tie_word_embeddings", !text_config.value("tie_word_embeddings", true)}};
+  const std::string type = text_config.at("model_type");
+  wrapper["model_type"] = type == "gemma3_text" ? "gemma3" : type == "qwen3_5_text" ? "qwen3_5" : "mistral3";
+  if (text_config.contains("quantization_config")) {
+    wrapper["quantization_config"] = text_config.at("quantization_config");
+    wrapper["text_config"].erase("quantization_config");
+  }
+  folder_.write("config.json", wrapper.dump());
+  const Model model = load(folder_.path());
+  std::vector<int32_t> ids = {5, 15, 39};
+  DoubleAttention attention(model.config());
+  ForwardScratch scratch;
+  std::vector<float> logits(3 * kVocab);
+  ASSERT_TRUE(model.forward(ids, 0, attention, scratch, LogitRows::all, logits.data()).ok());
+  EXPECT_LE(max_difference(logits, expected_.data()), tolerance(GetParam()));
+  ids[1] = 383;  // an image
+  const Status status = model.forward(ids, 3, attention, scratch, LogitRows::all, logits.data());
+  EXPECT_EQ(status.code(), StatusCode::unsupported);
+  EXPECT_NE(status.message().find("vision"), std::string::npos) << status.message();
+}
+
 TEST_P(ModelTwins, HeadTensorDecidesTying) {
   if (tensors_.count("lm_head.weight") > 0) {
     tensors_.erase("lm_head.weight");
@@ -235,7 +270,8 @@ TEST_P(ModelTwins, HeadTensorDecidesTying) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelTwins, ::testing::Values("llama", "qwen2"),
+INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelTwins,
+                         ::testing::Values("llama", "qwen2", "gemma3", "ministral3", "ministral3_fp8", "qwen3_5"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -62,6 +62,17 @@ TEST(DenseDecode, MatchesOracleForSeveralQueriesSoftCapAndSink) {
   }
 }
 
+TEST(DenseDecode, MatchesOracleForEveryWindow) {
+  uint64_t seed = 450;
+  for (int32_t page_size : {1, 16, 64}) {
+    for (int32_t window : {1, 2, 31, 32, 33, 200, 1000}) {
+      check_decode(kOp, {.page_size = page_size, .kv_lens = {300, 1, 0, 40}, .sliding_window = window, .seed = seed++});
+    }
+  }
+  // Several queries see different windows: the reference alone takes that.
+  check_decode(kOp, {.num_queries = 3, .kv_lens = {50}, .sliding_window = 7, .seed = 499});
+}
+
 TEST(DenseDecode, MatchesOracleForExtremeLogits) {
   for (float spread : {0.0f, 20.0f, 200.0f}) {
     check_decode(kOp, {.kv_lens = {300}, .logit_spread = spread, .seed = 500});

@@ -108,6 +108,24 @@ TEST(Prefill, MatchesOracleForEveryLayoutAndSoftCap) {
   }
 }
 
+TEST(Prefill, MatchesOracleForEveryWindow) {
+  uint64_t seed = 400;
+  for (int32_t page_size : {1, 16, 64}) {
+    for (int32_t window : {1, 2, 63, 64, 65, 200, 1000}) {
+      for (int32_t num_new : {1, 70, 300}) {
+        check_prefill({.num_q_heads = 3,
+                       .num_kv_heads = 1,
+                       .page_size = page_size,
+                       .num_queries = num_new,
+                       .kv_lens = {300},
+                       .logit_soft_cap = window == 65 ? 3.0f : 0.0f,
+                       .sliding_window = window,
+                       .seed = seed++});
+      }
+    }
+  }
+}
+
 TEST(Prefill, MatchesOracleForExtremeLogits) {
   for (float spread : {0.0f, 20.0f, 200.0f}) {
     check_prefill({.num_queries = 100, .kv_lens = {300}, .logit_spread = spread, .seed = 500});
@@ -128,8 +146,8 @@ TEST(Prefill, ThreadsDoNotChangeABit) {
   }
 }
 
-TEST(Prefill, ChunksDoNotChangeABit) {
-  const AttentionCase whole = {.num_queries = 300, .kv_lens = {300}, .seed = 700};
+void check_chunks(int32_t window) {
+  const AttentionCase whole = {.num_queries = 300, .kv_lens = {300}, .sliding_window = window, .seed = 700};
   AttentionData data(whole, DecodeOp::dense);
   for (const std::string& name : prefill_names(data.prefill_problem())) {
     if (name == "ref") continue;  // row by row as it is
@@ -152,6 +170,9 @@ TEST(Prefill, ChunksDoNotChangeABit) {
     }
   }
 }
+
+TEST(Prefill, ChunksDoNotChangeABit) { check_chunks(0); }
+TEST(Prefill, ChunksWithAWindowDoNotChangeABit) { check_chunks(50); }
 
 }  // namespace
 }  // namespace rarefy::test

@@ -34,7 +34,8 @@ std::string AttentionCase::to_string() const {
   text << " layout=" << name_of(layout) << " scope=" << (scope == ListScope::kv_head ? "kv_head" : "query_head")
        << " density=" << density << " log_weights=" << log_weights << " all_tokens=" << all_tokens
        << " dense_fallback=" << dense_fallback << " logit_soft_cap=" << logit_soft_cap << " sink_logit=" << sink_logit
-       << " kv_scales=" << kv_scales << " logit_spread=" << logit_spread << " seed=" << seed;
+       << " sliding_window=" << sliding_window << " kv_scales=" << kv_scales << " logit_spread=" << logit_spread
+       << " seed=" << seed;
   return text.str();
 }
 
@@ -125,7 +126,9 @@ void AttentionData::make_cache(RandomStream& random) {
   kv_.kv_lens = lens.data();
   if (op_ == DecodeOp::sparse) return;  // make_lists writes the selected rows only
   for (int32_t sequence = 0; sequence < case_.batch(); ++sequence) {
-    for (int32_t token = 0; token < lens[static_cast<size_t>(sequence)]; ++token) {
+    const int32_t kv_len = lens[static_cast<size_t>(sequence)];
+    const int32_t first = case_.sliding_window > 0 ? std::max(0, kv_len - case_.num_queries + 1 - case_.sliding_window) : 0;
+    for (int32_t token = first; token < kv_len; ++token) {
       for (int32_t head = 0; head < case_.num_kv_heads; ++head) write_row(sequence, token, head);
     }
   }
@@ -184,6 +187,7 @@ DecodeProblem AttentionData::decode_problem() const {
   problem.num_queries = case_.num_queries;
   problem.scope = case_.scope;
   problem.logit_soft_cap = case_.logit_soft_cap;
+  problem.sliding_window = case_.sliding_window;
   problem.sink_logit = case_.sink_logit;
   problem.max_batch = case_.batch();
   problem.max_selected = max_selected_;
@@ -218,6 +222,7 @@ PrefillProblem AttentionData::prefill_problem() const {
   problem.out_dtype = case_.out_dtype;
   problem.page_size = case_.page_size;
   problem.logit_soft_cap = case_.logit_soft_cap;
+  problem.sliding_window = case_.sliding_window;
   problem.max_new_tokens = case_.num_queries;
   return problem;
 }

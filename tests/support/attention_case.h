@@ -29,6 +29,7 @@ struct AttentionCase {
   bool all_tokens = false;      // sparse: every list holds every token, weight 0
   bool dense_fallback = false;  // sparse: every third list has count -1
   float logit_soft_cap = 0.0f;
+  int32_t sliding_window = 0;  // dense; rows that no query sees hold NaN
   bool sink_logit = false;
   bool kv_scales = false;     // f8_e4m3 only: a scale per KV head
   float logit_spread = 2.0f;  // standard deviation of the logits

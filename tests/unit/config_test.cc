@@ -188,22 +188,38 @@ TEST(ModelConfig, TextConfigIsTheDecoder) {
 }
 
 TEST(ModelConfig, UnknownArchitecturesNameWhatIsSupported) {
-  expect_failure(with(kLlama, "model_type", "gpt2"), StatusCode::unsupported, {"llama, qwen2", "'gpt2'"});
-  expect_failure({{"architectures", {"BertModel"}}}, StatusCode::unsupported, {"llama, qwen2", "'BertModel'"});
-  expect_failure(Json::object(), StatusCode::unsupported, {"llama, qwen2", "neither"});
-  expect_failure({{"model_type", "x"}, {"text_config", {{"model_type", "gemma3_text"}}}}, StatusCode::unsupported,
-                 {"'gemma3_text'"});
+  expect_failure(with(kLlama, "model_type", "gpt2"), StatusCode::unsupported, {"llama, qwen2, gemma3_text", "'gpt2'"});
+  expect_failure({{"architectures", {"BertModel"}}}, StatusCode::unsupported, {"llama, qwen2, gemma3_text", "'BertModel'"});
+  expect_failure(Json::object(), StatusCode::unsupported, {"llama, qwen2, gemma3_text", "neither"});
+  expect_failure({{"model_type", "x"}, {"text_config", {{"model_type", "mistral"}}}}, StatusCode::unsupported,
+                 {"'mistral'", "gemma3_text, ministral3, qwen3_5_text"});
+  expect_failure({{"model_type", "mistral3"}, {"text_config", Json::object()}}, StatusCode::unsupported,
+                 {"without model_type", "'mistral3'"});
+  expect_failure({{"model_type", "gemma3"}}, StatusCode::unsupported, {"text_config", "'gemma3'"});
+}
+
+TEST(ModelConfig, MixturesOfExpertsAreRefused) {
+  const auto unsupported = StatusCode::unsupported;
+  expect_failure({{"model_type", "qwen3_5_moe"}, {"text_config", {{"model_type", "qwen3_5_moe_text"}}}}, unsupported,
+                 {"mixture of experts", "router", "'qwen3_5_moe_text'"});
+  expect_failure(with(kLlama, "num_local_experts", 8), unsupported, {"mixture of experts", "router"});
+  expect_failure({{"model_type", "deepseek"}, {"n_routed_experts", 64}}, unsupported, {"mixture of experts"});
 }
 
 TEST(ModelConfig, WhatWouldChangeTheComputationIsRefused) {
   expect_failure(with(kLlama, "hidden_act", "gelu"), StatusCode::unsupported, {"'gelu'"});
-  expect_failure(with(kLlama, "quantization_config", {{"quant_method", "fp8"}}), StatusCode::unsupported, {"quantised"});
-  expect_failure(with(kQwen, "layer_types", std::vector<std::string>(28, "sliding_attention")), StatusCode::unsupported,
-                 {"sliding_attention"});
+  expect_failure(with(kLlama, "quantization_config", {{"quant_method", "awq"}}), StatusCode::unsupported,
+                 {"quantised", "'awq'", "fp8"});
+  expect_failure(with(kLlama, "quantization_config", Json::object()), StatusCode::unsupported, {"unnamed"});
+  expect_failure(with(kLlama, "quantization_config", 4), StatusCode::invalid_argument, {"object"});
+  EXPECT_TRUE(ModelConfig::parse(with(kLlama, "quantization_config", {{"quant_method", "fp8"}}).dump()));
+  expect_failure(with(kQwen, "layer_types", std::vector<std::string>(28, "sliding_attention")),
+                 StatusCode::invalid_argument, {"sliding_attention", "use_sliding_window"});
+  expect_failure(with(kQwen, "layer_types", std::vector<std::string>(28, "linear_attention")), StatusCode::unsupported,
+                 {"linear_attention", "qwen2"});
+  expect_failure(with(kQwen, "layer_types", std::vector<std::string>(28, "chunked_attention")), StatusCode::unsupported,
+                 {"chunked_attention"});
   expect_failure(with(kQwen, "layer_types", {"full_attention"}), StatusCode::invalid_argument, {"28", "1"});
-  expect_failure(with(with(kQwen, "use_sliding_window", true), "max_window_layers", 20), StatusCode::unsupported,
-                 {"max_window_layers 20"});
-  EXPECT_TRUE(ModelConfig::parse(with(kQwen, "use_sliding_window", true).dump()));  // 28 of 28 layers are full
   expect_failure(with(kLlama, "rope_scaling", {{"rope_type", "longrope"}}), StatusCode::unsupported,
                  {"'longrope'", "yarn"});
   expect_failure(with(kLlama, "partial_rotary_factor", 0.5), StatusCode::unsupported, {"partial_rotary_factor"});

@@ -168,6 +168,96 @@ TEST_P(Elementwise, SiluMulNanInNanOut) {
   EXPECT_TRUE(std::isnan(out[1]));
 }
 
+TEST_P(Elementwise, GeluTanhMulMatchesReference) {
+  for (const int64_t dim : kLengths) {
+    for (const int64_t rows : {1, 3}) {
+      const auto gate_up = normal(rows * 2 * dim, 3.0f, 12);
+      Guarded out(rows * dim);
+      cpu::gelu_tanh_mul(gate_up.data(), rows, dim, out.data());
+      const auto expected = ref::gelu_tanh_mul(gate_up.data(), rows, dim);
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t i = 0; i < dim; ++i) {
+          const double z = gate_up[row * 2 * dim + i], up = gate_up[row * 2 * dim + dim + i];
+          // The argument of the exponential, rounded four times, enters with its size; below exp(-88) it is cut off. The
+          // oracle's 1 + tanh is off by 2^-53.
+          const double argument = 1.6 * (std::abs(z) + 0.045 * std::abs(z * z * z));
+          const double relative = (4 * std::min(argument, 88.0) + 12) * kEps;
+          ASSERT_NEAR(out.data()[row * dim + i], expected[row * dim + i],
+                      relative * std::abs(expected[row * dim + i]) + 2e-16 * std::abs(z * up))
+              << z;
+        }
+      }
+      out.expect_guards_intact();
+    }
+  }
+}
+
+TEST_P(Elementwise, HeadsAreNormedAndGatedInPlace) {
+  for (const int32_t head_dim : {1, 7, 16, 33, 128}) {
+    const int64_t rows = 3, heads = 2, head_stride = 2 * head_dim + 1, stride = heads * head_stride + 3;
+    std::vector<float> x(rows * stride, kNan);
+    const auto values = normal(rows * heads * head_dim, 2.0f, 13), weight = normal(head_dim, 1.0f, 14);
+    const auto at = [&](int64_t row, int64_t head) { return row * stride + head * head_stride; };
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t head = 0; head < heads; ++head)
+        std::copy_n(values.begin() + (row * heads + head) * head_dim, head_dim, x.begin() + at(row, head));
+    }
+    auto gated = normal(values.size(), 2.0f, 15);
+    const auto gate_expected = ref::sigmoid_mul(values.data(), gated.data(), static_cast<int64_t>(gated.size()));
+    cpu::sigmoid_gate({.gate = x.data(),
+                       .gate_row_stride = stride,
+                       .gate_head_stride = head_stride,
+                       .num_rows = rows,
+                       .num_heads = static_cast<int32_t>(heads),
+                       .head_dim = head_dim,
+                       .inout = gated.data()});
+    for (size_t i = 0; i < gated.size(); ++i)
+      ASSERT_NEAR(gated[i], gate_expected[i], 8 * kEps * std::abs(gate_expected[i])) << head_dim << " at " << i;
+
+    const auto norm_expected = ref::rms_norm(values.data(), weight.data(), 1e-6f, rows * heads, head_dim);
+    cpu::rms_norm_heads({.x = x.data(),
+                         .x_row_stride = stride,
+                         .x_head_stride = head_stride,
+                         .weight = weight.data(),
+                         .epsilon = 1e-6f,
+                         .num_rows = rows,
+                         .num_heads = static_cast<int32_t>(heads),
+                         .head_dim = head_dim});
+    size_t untouched = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < stride; ++i) {
+        const int64_t head = i / head_stride, j = i % head_stride;
+        if (head >= heads || j >= head_dim) {
+          untouched += std::isnan(x[row * stride + i]);
+          continue;
+        }
+        const double expected = norm_expected[(row * heads + head) * head_dim + j];
+        ASSERT_NEAR(x[row * stride + i], expected, (0.5 * head_dim + 6) * kEps * std::abs(expected));
+      }
+    }
+    EXPECT_EQ(untouched, x.size() - values.size());
+  }
+}
+
+TEST_P(Elementwise, ScaleAndSoftCap) {
+  for (const int64_t count : kLengths) {
+    const auto x = normal(count, 20.0f, 16);
+    Guarded scaled(count), capped(count);
+    std::copy(x.begin(), x.end(), scaled.data());
+    std::copy(x.begin(), x.end(), capped.data());
+    cpu::scale(1.75f, count, scaled.data());
+    cpu::soft_cap(30.0f, count, capped.data());
+    const auto expected = ref::soft_cap(x.data(), 30.0, count);
+    for (int64_t i = 0; i < count; ++i) {
+      ASSERT_EQ(scaled.data()[i], x[i] * 1.75f);
+      // tanh within 4 ulp; its argument is rounded twice, which enters with a factor below 1.
+      ASSERT_NEAR(capped.data()[i], expected[i], 10 * kEps * std::abs(expected[i]));
+    }
+    scaled.expect_guards_intact();
+    capped.expect_guards_intact();
+  }
+}
+
 TEST_P(Elementwise, AddIsExactAtEveryLength) {
   for (const int64_t count : kLengths) {
     const auto x = normal(count, 1.0f, 7), before = normal(count, 1.0f, 8);

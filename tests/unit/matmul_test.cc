@@ -149,6 +149,33 @@ TEST_P(Matmul, StreamedRowsHaveTheSameBitsAloneAndTogether) {
   }
 }
 
+// One scale a tensor, one a row, and grids: the weight is code times scale, rounded once.
+TEST_P(Matmul, Fp8WeightsAreMultipliedByTheScaleOfTheirBlock) {
+  constexpr int64_t kRows = 8, kColumns = 12;
+  std::vector<uint8_t> codes(kRows * kColumns);
+  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>((i * 37 + 11) % 0x7f + (i % 2) * 0x80);
+  for (const auto& [scale_rows, scale_columns] : {std::pair<int64_t, int64_t>{1, 1}, {8, 1}, {2, 3}, {1, 12}}) {
+    std::vector<float> scales;
+    for (int64_t i = 0; i < scale_rows * scale_columns; ++i) scales.push_back(0.01f * static_cast<float>(i + 1));
+    const cpu::WeightPart part{codes.data(), DType::f8_e4m3, kRows, scales.data(), scale_rows, scale_columns};
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const auto layer = cpu::Matmul::make({&part, 1}, kColumns, dtype);
+      ASSERT_TRUE(layer) << layer.status().to_string();
+      std::vector<float> row(kColumns);
+      for (int64_t r = 0; r < kRows; ++r) {
+        layer->read_row(r, row.data());
+        for (int64_t c = 0; c < kColumns; ++c) {
+          const float scale = scales[r / (kRows / scale_rows) * scale_columns + c / (kColumns / scale_columns)];
+          const float exact = to_float(Float8E4M3{codes[r * kColumns + c]}) * scale;
+          EXPECT_EQ(row[c], dtype == DType::f32 ? exact : to_float(to_bfloat16(exact)));
+        }
+      }
+    }
+  }
+  const cpu::WeightPart unscaled{codes.data(), DType::f8_e4m3, kRows};
+  EXPECT_FALSE(cpu::Matmul::make({&unscaled, 1}, kColumns, DType::f32));
+}
+
 TEST_P(Matmul, RefusesWhatItCannotHold) {
   const std::vector<int32_t> integers(16);
   const cpu::WeightPart part{integers.data(), DType::i32, 4};

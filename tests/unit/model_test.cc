@@ -112,6 +112,32 @@ TEST_F(ModelLoad, WrongElementType) {
   expect_failure(StatusCode::unsupported, {"model.layers.0.self_attn.q_proj.weight", "I16"});
 }
 
+TEST_F(ModelLoad, Fp8NeedsItsScale) {
+  const std::string name = "model.layers.0.self_attn.q_proj.weight";
+  auto& tensor = tensors.at(name);
+  tensor = {"F8_E4M3", tensor.shape, std::string(64 * 64, '\x38')};
+  write_tensors();
+  expect_failure(StatusCode::not_found, {name, "weight_scale_inv", "found none"});
+  tensors[name + "_scale_inv"] = {"F32", {3, 1}, std::string(12, '\0')};
+  write_tensors();
+  expect_failure(StatusCode::data_loss, {name + "_scale_inv", "F32[3, 1]", "[64, 64]"});
+  tensors[name + "_scale_inv"] = {"I32", {}, std::string(4, '\0')};
+  write_tensors();
+  expect_failure(StatusCode::not_found, {name + "_scale_inv", "I32"});
+  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{}, {1}, {2, 4}}) {
+    const size_t count = shape.size() == 2 ? 8 : 1;
+    std::string scales;
+    for (size_t i = 0; i < count; ++i) scales.append("\x00\x00\x80\x3f", 4);  // 1.0
+    tensors[name + "_scale_inv"] = {"F32", shape, scales};
+    write_tensors();
+    EXPECT_TRUE(Model::load(folder.path()));
+  }
+  // Only matrices may be in fp8.
+  tensors.at("model.norm.weight") = {"F8_E4M3", {64}, std::string(64, '\x38')};
+  write_tensors();
+  expect_failure(StatusCode::unsupported, {"model.norm.weight", "F8_E4M3"});
+}
+
 TEST_F(ModelLoad, TruncatedFile) {
   const std::string whole = folder.read("model.safetensors");
   for (const size_t size : {size_t{0}, size_t{7}, size_t{100}, whole.size() / 2, whole.size() - 1}) {
@@ -233,6 +259,7 @@ class FailingAttention : public AttentionSink {
   Status attend(int32_t layer, int32_t, const float*, const float*, const float*, float*) override {
     return layer == 1 ? Status::resource_exhausted("no pages left") : Status();
   }
+  Expected<LayerState> state(int32_t) override { return Status::unsupported("no states here"); }
 };
 
 TEST_F(ModelLoad, FailuresOfTheAttentionComeBack) {

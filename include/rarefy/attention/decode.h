@@ -42,7 +42,8 @@ struct DecodeProblem {
       1;  // queries per sequence, 1..8; query j sits at position kv_len - num_queries + j and skips later tokens
   ListScope scope = ListScope::kv_head;  // sparse only
   float logit_soft_cap = 0.0f;           // c > 0: s <- c tanh(s / c)
-  bool sink_logit = false;               // a learned per-head logit that enters the denominator only
+  int32_t sliding_window = 0;  // dense only; W > 0: a query at position p sees p - W + 1 .. p; 0 = everything before it
+  bool sink_logit = false;     // a learned per-head logit that enters the denominator only
   int32_t max_batch = 1;
   int32_t max_selected = 0;  // sparse only; capacity of one list
   int32_t max_kv_len = 0;    // longest sequence, for the size of a CUDA workspace; 0 = any

@@ -1,5 +1,6 @@
 // Causal prefill attention: `num_new` consecutive queries of one sequence against its paged cache, which already holds their
-// keys and values. Query j sits at position kv_len - num_new + j and sees positions 0 .. its own. Blocked with an online
+// keys and values. Query j sits at position kv_len - num_new + j and sees positions 0 .. its own, or the last of these that a
+// sliding window holds; keys and values outside every query's window are not read. Blocked with an online
 // softmax: never a full score matrix.
 #pragma once
 
@@ -20,6 +21,7 @@ struct PrefillProblem {
   DType out_dtype = DType::f32;
   int32_t page_size = 16;
   float logit_soft_cap = 0.0f;
+  int32_t sliding_window = 0;  // W > 0: a query at position p sees p - W + 1 .. p; 0 = everything before it
   int32_t max_new_tokens = 0;
 };
 

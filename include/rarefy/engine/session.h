@@ -24,11 +24,14 @@
 namespace rarefy {
 
 struct EngineOptions {
-  int32_t ctx_size = 0;           // longest sequence in tokens; 0 = the model's max_position_embeddings
-  DType kv_dtype = DType::bf16;   // f32, f16 or bf16
-  int32_t page_size = 64;         // tokens; what the default index works on
-  int64_t max_tokens = 0;         // cached tokens over all sessions, shared pages counted once; 0 = twice ctx_size
-  int32_t prefill_chunk = 512;    // tokens per forward pass of a prefill
+  int32_t ctx_size = 0;          // longest sequence in tokens; 0 = the model's max_position_embeddings
+  DType kv_dtype = DType::bf16;  // f32, f16 or bf16
+  int32_t page_size = 64;        // tokens; what the default index works on
+  int64_t max_tokens = 0;        // cached tokens over all sessions, shared pages counted once; 0 = twice ctx_size
+  int32_t prefill_chunk = 512;   // tokens per forward pass of a prefill
+  // In models with sliding or linear layers, whose caches cannot be cut back to any length: besides the end of every prefill,
+  // keep what is needed to go back to every so many prefilled tokens (at the end of a chunk); 0 = ends only.
+  int32_t snapshot_tokens = 0;
 };
 
 struct AuditOptions {
@@ -81,7 +84,11 @@ class Session {
 
   // A second session with the same cached tokens, policy and seed, and empty statistics. Costs no copy of the cache.
   Session fork() const;
-  Status truncate(int32_t length);  // drops cached tokens past `length`
+  // Drops cached tokens past `length`. In models with sliding or linear layers only lengths that reusable_length() gives back
+  // unchanged: the ends of prefills, and what a window still holds.
+  Status truncate(int32_t length);
+  // The largest length up to `length` that truncate() accepts: how much of a common prefix of that length can be reused.
+  int32_t reusable_length(int32_t length) const;
 
   const RunStats& stats() const;
   void reset_stats();

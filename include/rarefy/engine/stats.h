@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "rarefy/core/status.h"
+#include "rarefy/model/config.h"
 
 namespace rarefy {
 
@@ -32,7 +33,8 @@ class QuantileSketch {
   std::vector<int64_t> bins_;  // empty until the first add
 };
 
-// KV traffic of decode steps. `dense_bytes` is what dense attention would have read in the same steps.
+// KV traffic of decode steps. `dense_bytes` is what dense attention would have read in the same steps. Everything but the last
+// three counts full-attention layers, the only ones that a policy applies to; so do density and bytes_ratio.
 struct Traffic {
   int64_t dense_layer_steps = 0;   // (layer, step) pairs that ran dense
   int64_t sparse_layer_steps = 0;  // (layer, step) pairs that ran through an IndexSet
@@ -41,12 +43,23 @@ struct Traffic {
   int64_t row_bytes = 0;
   int64_t index_bytes = 0;
   int64_t dense_bytes = 0;
+  int64_t sliding_layer_steps = 0;  // (layer, step) pairs of sliding-window layers
+  int64_t linear_layer_steps = 0;   // (layer, step) pairs of linear-attention layers
+  int64_t fixed_bytes = 0;          // windows read, states read and written, by these
 
   void add(const Traffic& other);
-  double density() const { return tokens_cached > 0 ? static_cast<double>(tokens_read) / static_cast<double>(tokens_cached) : 1.0; }
+  double density() const {
+    return tokens_cached > 0 ? static_cast<double>(tokens_read) / static_cast<double>(tokens_cached) : 1.0;
+  }
   double bytes_ratio() const {
     return dense_bytes > 0 ? static_cast<double>(row_bytes + index_bytes) / static_cast<double>(dense_bytes) : 1.0;
   }
+};
+
+// The part of one layer.
+struct LayerStats {
+  LayerKind kind = LayerKind::full_attention;
+  Traffic traffic;
 };
 
 // Where the largest audited error was seen.
@@ -78,11 +91,16 @@ struct RunStats {
   double audit_seconds = 0.0;
   std::string policy;  // resolved text
   Traffic traffic;
+  std::vector<LayerStats> layers;  // [num_layers]; empty before the first decode step
   QuantileSketch estimated_error;  // out_rel_std per (step, layer, head) of sparse layers
   AuditStats audit;
 
-  double prefill_tokens_per_second() const { return prefill_seconds > 0 ? static_cast<double>(prefill_tokens) / prefill_seconds : 0.0; }
-  double decode_tokens_per_second() const { return decode_seconds > 0 ? static_cast<double>(decode_tokens) / decode_seconds : 0.0; }
+  double prefill_tokens_per_second() const {
+    return prefill_seconds > 0 ? static_cast<double>(prefill_tokens) / prefill_seconds : 0.0;
+  }
+  double decode_tokens_per_second() const {
+    return decode_seconds > 0 ? static_cast<double>(decode_tokens) / decode_seconds : 0.0;
+  }
   void merge(const RunStats& other);  // adds another run; keeps this policy text
   std::string to_json() const;        // one line
 };

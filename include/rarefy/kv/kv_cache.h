@@ -1,4 +1,5 @@
-// The paged KV cache: one pool of pages, shared by any number of sequences, with copy-on-write.
+// The cache of any number of sequences: pages of keys and values shared with copy-on-write, and what layers that are not full
+// attention keep instead (CacheKind).
 //
 //   auto cache = KvCache::create({.num_layers = 6, .num_kv_heads = 2, .head_dim = 64, .max_tokens = 32768});
 //   KvSequence context = (*cache)->new_sequence();
@@ -7,6 +8,11 @@
 //
 // A page covers `page_size` consecutive tokens of all layers and KV heads. Selectors hang their indexes off the same page
 // ids (add_index): an index entry travels, is shared and is copied together with the keys it describes.
+//
+// Window layers hold pages too, of a pool of their own, and give them back as they fall out of the window: a ring whose slots
+// are pages, which can be shared like any other. Recurrent layers hold one state for all tokens so far; states are never
+// changed once committed, so that sequences and snapshots share them. Neither can be cut back to any length as pages can:
+// truncate() needs the window to be there still, or a snapshot.
 //
 // Pool memory is reserved as address space and touched on first use. Ownership: the pool lives as long as any of its
 // sequences. Threads: a sequence belongs to one thread at a time; different sequences of one pool may be used from different
@@ -19,11 +25,18 @@
 #include <memory>
 #include <mutex>
 #include <string_view>
+#include <vector>
 
 #include "rarefy/attention/paged_kv.h"
 #include "rarefy/core/status.h"
 
 namespace rarefy {
+
+enum class CacheKind : int32_t {
+  paged = 0,      // keys and values of every token; indexes
+  window = 1,     // keys and values of the last window_tokens tokens
+  recurrent = 2,  // a state of fixed size
+};
 
 struct KvCacheConfig {
   int32_t num_layers = 0;
@@ -32,6 +45,21 @@ struct KvCacheConfig {
   DType dtype = DType::bf16;  // f32, f16 or bf16
   int32_t page_size = 16;     // tokens; a power of two, 1..256
   int64_t max_tokens = 0;     // capacity of the pool over all sequences; rounded up to pages
+
+  std::vector<CacheKind> layer_kinds = {};  // one for each of num_layers; empty = all paged
+  int32_t window_tokens = 0;                // what a query of a window layer sees, itself included
+  int64_t state_floats = 0;                 // of one recurrent layer
+  int32_t max_snapshots = 8;                // of one sequence; a further one replaces the oldest
+
+  CacheKind kind(int32_t layer) const {
+    return layer_kinds.empty() ? CacheKind::paged : layer_kinds[static_cast<std::size_t>(layer)];
+  }
+};
+
+// The state of a recurrent layer during an append.
+struct RecurrentState {
+  const float* before = nullptr;  // [state_floats] f32; of the committed tokens; null when there are none
+  float* after = nullptr;         // [state_floats] f32; to be filled; becomes the state at commit()
 };
 
 class KvSequence;
@@ -52,6 +80,8 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   virtual const KvCacheConfig& config() const = 0;
   virtual int32_t num_pages() const = 0;
   virtual int32_t num_free_pages() const = 0;
+  // Pages of window layers: a pool of their own.
+  virtual int32_t num_free_window_pages() const = 0;
   virtual KvSequence new_sequence() = 0;
 
   // Makes room for an index of `block_bytes` for every `block_tokens` tokens of one KV head and layer; page_size must be a
@@ -70,21 +100,33 @@ class KvSequence {
   int32_t length() const;   // committed tokens
   int32_t pending() const;  // tokens between begin_append and commit
 
-  // Room for `num_tokens` more tokens in every layer: allocates pages, copies a partly filled last page that is shared, index
-  // entries included. On failure nothing changed.
+  // Room for `num_tokens` more tokens in every layer: allocates pages and states, copies a partly filled last page that is shared,
+  // index entries included. On failure the sequence is as before.
   Status begin_append(int32_t num_tokens);
-  // Stores the pending tokens of one layer, rounded to the cache's dtype.
+  // Stores the pending tokens of one paged or window layer, rounded to the cache's dtype.
   Status write(int32_t layer,
                const float* keys,     // [pending, num_kv_heads, head_dim] f32
                const float* values);  // [pending, num_kv_heads, head_dim] f32
-  void commit();                      // pending tokens become part of the sequence
+  // The state of a recurrent layer, while tokens are pending. Every recurrent layer's must be filled before commit().
+  Expected<RecurrentState> state(int32_t layer);
+  void commit();  // pending tokens become part of the sequence
   // Forgets the pending tokens and gives their pages back. A last page that begin_append copied stays copied.
   void abort_append();
 
-  KvSequence fork() const;              // Pre: pending() == 0
-  Status truncate(int32_t new_length);  // 0 <= new_length <= length(); Pre: pending() == 0
+  KvSequence fork() const;  // snapshots included; Pre: pending() == 0
+  // 0 <= new_length <= length(); Pre: pending() == 0. With window or recurrent layers only lengths that reusable_length() gives
+  // back unchanged.
+  Status truncate(int32_t new_length);
+  // The largest length up to `length` that truncate() accepts: `length` itself where all layers are paged; else also 0, the
+  // snapshots, and lengths whose whole window is still held.
+  int32_t reusable_length(int32_t length) const;
+  // Remembers window and states as they are, so that truncate(length()) works from later on. Costs the window's pages and one
+  // state of every recurrent layer; nothing where all layers are paged. Pre: pending() == 0
+  void keep_snapshot();
 
-  // View of one layer with kv_len = length() + pending(); valid until the next begin_append, truncate or move.
+  // View of one paged or window layer; valid until the next begin_append, commit, truncate or move. kv_len = length() +
+  // pending(); of a window layer what is left of that when released pages are taken off the front: token 0 of the view is the
+  // first token of a page.
   PagedKvView view(int32_t layer) const;
 
   // Entry of an index for one block of this sequence; blocks are numbered from the start of the sequence. Entries of a page

@@ -15,7 +15,14 @@
 
 namespace rarefy {
 
-// Receives one layer's projections for `num_tokens` consecutive positions, after bias and RoPE.
+// The state of a linear-attention layer (LinearAttentionConfig::state_floats says what it is). The two may be the same memory.
+struct LayerState {
+  const float* before = nullptr;  // [state_floats] f32; before these tokens; null = zeros, at the start of a sequence
+  float* after = nullptr;         // [state_floats] f32; to be filled with the state after them
+};
+
+// Receives one layer's projections for `num_tokens` consecutive positions, after bias, norms and RoPE, and keeps the states of
+// linear-attention layers.
 class AttentionSink {
  public:
   virtual ~AttentionSink() = default;
@@ -24,6 +31,8 @@ class AttentionSink {
                         const float* k,   // [num_tokens, num_kv_heads, head_dim] f32
                         const float* v,   // [num_tokens, num_kv_heads, head_dim] f32
                         float* out) = 0;  // [num_tokens, num_q_heads, head_dim] f32
+  // Of a linear-attention layer; valid until the end of the forward pass.
+  virtual Expected<LayerState> state(int32_t layer) = 0;
 };
 
 enum class ComputeType : int32_t {

@@ -27,10 +27,12 @@ struct PolicyExplanation {
   double bytes_ratio = 1.0;                                   // mean over layers
   double sparsity() const { return 1.0 / density; }           // tokens
   double speed_ceiling() const { return 1.0 / bytes_ratio; }  // of attention bound by memory, index counted
-  std::vector<LayerExplanation> layers;                       // [num_layers]
+  std::vector<LayerExplanation> layers;                       // one for each layer that the policy applies to
 };
 
-// Refuses what policy.check() refuses, selectors that do not fit the shape, and budgets above kv_len.
-Expected<PolicyExplanation> explain_policy(const Policy& policy, const SelectorShape& shape, int32_t kv_len);
+// Refuses what policy.check() refuses, selectors that do not fit the shape, and budgets above kv_len. `layers` are the
+// full-attention layers of a model that has others too; empty = all.
+Expected<PolicyExplanation> explain_policy(const Policy& policy, const SelectorShape& shape, int32_t kv_len,
+                                           std::vector<int32_t> layers = {});
 
 }  // namespace rarefy

@@ -34,8 +34,9 @@ Split split_tokens(int32_t num_tokens) {
 // The tokens of one list.
 struct List {
   int32_t num_tokens = 0;
-  const int32_t* token_ids = nullptr;  // [num_tokens] i32; null = 0, 1, 2, ...
+  const int32_t* token_ids = nullptr;  // [num_tokens] i32; null = consecutive
   const float* log_weight = nullptr;   // [num_tokens] f32; nullable
+  int32_t first_token = 0;             // of lists without ids: they count from here
 };
 
 // One tile of one split of one list, and where its rows are.
@@ -101,12 +102,15 @@ class CpuDecode final : public DecodeKernel {
  private:
   List list_of(const DecodeArgs& args, int32_t item) const {
     const int32_t kv_len = args.kv.kv_lens[item / num_lists_];
-    if (op_ == DecodeOp::dense) return {kv_len, nullptr, nullptr};
+    if (op_ == DecodeOp::dense) {
+      const int32_t first = problem_.sliding_window > 0 ? std::max(0, kv_len - problem_.sliding_window) : 0;
+      return {kv_len - first, nullptr, nullptr, first};
+    }
     const int32_t count = args.index.counts[item];
-    if (count == kAllTokens) return {kv_len, nullptr, nullptr};
+    if (count == kAllTokens) return {kv_len, nullptr, nullptr, 0};
     const int64_t first = int64_t{item} * args.index.max_selected;
-    return {count, args.index.token_ids + first,
-            args.index.log_weight == nullptr ? nullptr : args.index.log_weight + first};
+    return {count, args.index.token_ids + first, args.index.log_weight == nullptr ? nullptr : args.index.log_weight + first,
+            0};
   }
 
   // Row of q, out and lse that belongs to row `row` of an item.
@@ -200,10 +204,11 @@ class CpuDecode final : public DecodeKernel {
         set_row(i, token, offset_of(token));
       }
     } else {
+      const int32_t first = work.list.first_token + work.first;
       for (int32_t i = 0; i < work.count;) {
-        int64_t offset = offset_of(work.first + i);
-        const int32_t end = std::min(work.count, i + kv.page_size - ((work.first + i) & page_mask));
-        for (; i < end; ++i, offset += token_bytes) set_row(i, work.first + i, offset);
+        int64_t offset = offset_of(first + i);
+        const int32_t end = std::min(work.count, i + kv.page_size - ((first + i) & page_mask));
+        for (; i < end; ++i, offset += token_bytes) set_row(i, first + i, offset);
       }
     }
     for (int32_t i = work.count; i < kTileTokens; ++i) {
@@ -326,6 +331,9 @@ Status supports(const DecodeProblem& problem, Device) {
   const TileFunctions& functions = tile_functions()[kTarget];
   if (functions.bf16_products && (problem.kv_dtype != DType::bf16 || problem.head_dim % 32 != 0)) {
     return Status::unsupported("expected a bf16 cache and head_dim a multiple of 32");
+  }
+  if (problem.sliding_window > 0 && problem.num_queries > 1) {
+    return Status::unsupported("expected one query a sequence with a sliding window");
   }
   bool available = (hwy::SupportedTargets() & functions.target) != 0;
 #if HWY_ARCH_X86

@@ -18,36 +18,46 @@ namespace rarefy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Rows (rms_norm, rope, silu) or elements [first, last) of one call.
+// Rows (norms, rope, gates) or elements [first, last) of one call.
 using F32 = hn::ScalableTag<float>;
 
-void rms_norm_rows(const float* x, const float* weight, float epsilon, int64_t dim, float* out, int64_t first,
-                   int64_t last) {
+// One row: `in` [dim] f32, `to` [dim] f32, which may be `in`.
+HWY_INLINE void rms_norm_one(const float* in, const float* weight, float epsilon, int64_t dim, float* to) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const int64_t vector_end = dim - dim % lanes;
+  auto sum0 = hn::Zero(d), sum1 = hn::Zero(d);
+  int64_t i = 0;
+  for (; i + 2 * lanes <= vector_end; i += 2 * lanes) {
+    const auto v0 = hn::LoadU(d, in + i), v1 = hn::LoadU(d, in + i + lanes);
+    sum0 = hn::MulAdd(v0, v0, sum0);
+    sum1 = hn::MulAdd(v1, v1, sum1);
+  }
+  for (; i < vector_end; i += lanes) {
+    const auto v = hn::LoadU(d, in + i);
+    sum0 = hn::MulAdd(v, v, sum0);
+  }
+  float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1)));
+  for (; i < dim; ++i) sum += in[i] * in[i];
+  const float scale = 1.0f / std::sqrt(sum / static_cast<float>(dim) + epsilon);
+  const auto vscale = hn::Set(d, scale);
+  for (i = 0; i < vector_end; i += lanes) {
+    hn::StoreU(hn::Mul(hn::LoadU(d, weight + i), hn::Mul(hn::LoadU(d, in + i), vscale)), d, to + i);
+  }
+  for (; i < dim; ++i) to[i] = weight[i] * (in[i] * scale);
+}
+
+void rms_norm_rows(const float* x, const float* weight, float epsilon, int64_t dim, float* out, int64_t first,
+                   int64_t last) {
+  for (int64_t row = first; row < last; ++row) rms_norm_one(x + row * dim, weight, epsilon, dim, out + row * dim);
+}
+
+void rms_norm_head_rows(const HeadNormArgs& args, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
-    const float* in = x + row * dim;
-    float* to = out + row * dim;
-    auto sum0 = hn::Zero(d), sum1 = hn::Zero(d);
-    int64_t i = 0;
-    for (; i + 2 * lanes <= vector_end; i += 2 * lanes) {
-      const auto v0 = hn::LoadU(d, in + i), v1 = hn::LoadU(d, in + i + lanes);
-      sum0 = hn::MulAdd(v0, v0, sum0);
-      sum1 = hn::MulAdd(v1, v1, sum1);
+    for (int32_t head = 0; head < args.num_heads; ++head) {
+      float* x = args.x + row * args.x_row_stride + head * args.x_head_stride;
+      rms_norm_one(x, args.weight, args.epsilon, args.head_dim, x);
     }
-    for (; i < vector_end; i += lanes) {
-      const auto v = hn::LoadU(d, in + i);
-      sum0 = hn::MulAdd(v, v, sum0);
-    }
-    float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1)));
-    for (; i < dim; ++i) sum += in[i] * in[i];
-    const float scale = 1.0f / std::sqrt(sum / static_cast<float>(dim) + epsilon);
-    const auto vscale = hn::Set(d, scale);
-    for (i = 0; i < vector_end; i += lanes) {
-      hn::StoreU(hn::Mul(hn::LoadU(d, weight + i), hn::Mul(hn::LoadU(d, in + i), vscale)), d, to + i);
-    }
-    for (; i < dim; ++i) to[i] = weight[i] * (in[i] * scale);
   }
 }
 
@@ -55,11 +65,12 @@ void rope_rows(const RopeArgs& args, int64_t first, int64_t last) {
   const F32 d;
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(d));
   const int32_t half = args.rotary_dim / 2;
+  const int64_t head_stride = args.x_head_stride > 0 ? args.x_head_stride : args.head_dim;
   for (int64_t row = first; row < last; ++row) {
     const float* cos = args.cos + row * half;
     const float* sin = args.sin + row * half;
     for (int32_t head = 0; head < args.num_heads; ++head) {
-      const float* x = args.x + row * args.x_row_stride + static_cast<int64_t>(head) * args.head_dim;
+      const float* x = args.x + row * args.x_row_stride + head * head_stride;
       float* out = args.out + (row * args.num_heads + head) * args.head_dim;
       int32_t j = 0;
       for (; j + lanes <= half; j += lanes) {
@@ -77,33 +88,99 @@ void rope_rows(const RopeArgs& args, int64_t first, int64_t last) {
   }
 }
 
+// 1 + exp(-x). exp(88) is the largest power below the overflow of f32; beyond it what is divided by this is below 1e-36 anyway.
 template <class V>
-HWY_INLINE V silu_times(F32 d, V gate, V up) {
-  // exp(88) is the largest power below the overflow of f32; beyond it the quotient is below 1e-36 anyway.
-  const auto exp = hn::Exp(d, hn::Min(hn::Neg(gate), hn::Set(d, 88.0f)));
-  return hn::Mul(hn::Div(gate, hn::Add(hn::Set(d, 1.0f), exp)), up);
+HWY_INLINE V one_plus_exp_minus(F32 d, V x) {
+  return hn::Add(hn::Set(d, 1.0f), hn::Exp(d, hn::Min(hn::Neg(x), hn::Set(d, 88.0f))));
+}
+
+struct Silu {
+  template <class V>
+  HWY_INLINE V operator()(F32 d, V gate, V up) const {
+    return hn::Mul(hn::Div(gate, one_plus_exp_minus(d, gate)), up);
+  }
+};
+
+struct GeluTanh {
+  template <class V>
+  HWY_INLINE V operator()(F32 d, V gate, V up) const {
+    const auto square = hn::Mul(gate, gate);
+    const auto slope = hn::MulAdd(square, hn::Set(d, 2.0f * 0.7978845608f * 0.044715f), hn::Set(d, 2.0f * 0.7978845608f));
+    return hn::Mul(hn::Div(gate, one_plus_exp_minus(d, hn::Mul(gate, slope))), up);
+  }
+};
+
+struct SigmoidTimes {
+  template <class V>
+  HWY_INLINE V operator()(F32 d, V gate, V value) const {
+    return hn::Div(value, one_plus_exp_minus(d, gate));
+  }
+};
+
+// to = combine(gate, other): `gate` [dim] f32, `other` [dim] f32, `to` [dim] f32, which may be `other`.
+template <class Combine>
+HWY_INLINE void combine_row(const float* gate, const float* other, int64_t dim, float* to, const Combine& combine) {
+  const F32 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + lanes <= dim; i += lanes) {
+    hn::StoreU(combine(d, hn::LoadU(d, gate + i), hn::LoadU(d, other + i)), d, to + i);
+  }
+  if (i >= dim) return;
+  // The same arithmetic for the rest, through buffers of one full vector.
+  HWY_ALIGN float gate_tail[HWY_MAX_BYTES / sizeof(float)] = {};   // [lanes] f32
+  HWY_ALIGN float other_tail[HWY_MAX_BYTES / sizeof(float)] = {};  // [lanes] f32
+  std::copy(gate + i, gate + dim, gate_tail);
+  std::copy(other + i, other + dim, other_tail);
+  hn::Store(combine(d, hn::Load(d, gate_tail), hn::Load(d, other_tail)), d, gate_tail);
+  std::copy(gate_tail, gate_tail + (dim - i), to + i);
 }
 
 void silu_mul_rows(const float* gate_up, int64_t dim, float* out, int64_t first, int64_t last) {
-  const F32 d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t row = first; row < last; ++row) {
     const float* gate = gate_up + row * 2 * dim;
-    const float* up = gate + dim;
-    float* to = out + row * dim;
-    int64_t i = 0;
-    for (; i + lanes <= dim; i += lanes) {
-      hn::StoreU(silu_times(d, hn::LoadU(d, gate + i), hn::LoadU(d, up + i)), d, to + i);
-    }
-    if (i == dim) continue;
-    // The same arithmetic for the rest, through buffers of one full vector.
-    HWY_ALIGN float gate_tail[HWY_MAX_BYTES / sizeof(float)] = {},
-                                              up_tail[HWY_MAX_BYTES / sizeof(float)] = {};  // [lanes] f32
-    std::copy(gate + i, gate + dim, gate_tail);
-    std::copy(up + i, up + dim, up_tail);
-    hn::Store(silu_times(d, hn::Load(d, gate_tail), hn::Load(d, up_tail)), d, gate_tail);
-    std::copy(gate_tail, gate_tail + (dim - i), to + i);
+    combine_row(gate, gate + dim, dim, out + row * dim, Silu());
   }
+}
+
+void gelu_tanh_mul_rows(const float* gate_up, int64_t dim, float* out, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    const float* gate = gate_up + row * 2 * dim;
+    combine_row(gate, gate + dim, dim, out + row * dim, GeluTanh());
+  }
+}
+
+void sigmoid_gate_rows(const SigmoidGateArgs& args, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    for (int32_t head = 0; head < args.num_heads; ++head) {
+      const float* gate = args.gate + row * args.gate_row_stride + head * args.gate_head_stride;
+      float* inout = args.inout + (row * args.num_heads + head) * args.head_dim;
+      combine_row(gate, inout, args.head_dim, inout, SigmoidTimes());
+    }
+  }
+}
+
+void scale_range(float factor, float* inout, int64_t first, int64_t last) {
+  const F32 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto vector = hn::Set(d, factor);
+  int64_t i = first;
+  for (; i + lanes <= last; i += lanes) hn::StoreU(hn::Mul(hn::LoadU(d, inout + i), vector), d, inout + i);
+  for (; i < last; ++i) inout[i] *= factor;
+}
+
+void soft_cap_range(float cap, float* inout, int64_t first, int64_t last) {
+  const F32 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto vcap = hn::Set(d, cap), inverse = hn::Set(d, 1.0f / cap);
+  const auto capped = [&](auto value) { return hn::Mul(vcap, hn::Tanh(d, hn::Mul(value, inverse))); };
+  int64_t i = first;
+  for (; i + lanes <= last; i += lanes) hn::StoreU(capped(hn::LoadU(d, inout + i)), d, inout + i);
+  if (i >= last) return;
+  HWY_ALIGN float tail[HWY_MAX_BYTES / sizeof(float)] = {};  // [lanes] f32
+  std::copy(inout + i, inout + last, tail);
+  hn::Store(capped(hn::Load(d, tail)), d, tail);
+  std::copy(tail, tail + (last - i), inout + i);
 }
 
 void add_range(const float* x, float* inout, int64_t first, int64_t last) {
@@ -144,7 +221,12 @@ namespace {
 
 HWY_EXPORT(rms_norm_rows);
 HWY_EXPORT(rope_rows);
+HWY_EXPORT(rms_norm_head_rows);
 HWY_EXPORT(silu_mul_rows);
+HWY_EXPORT(gelu_tanh_mul_rows);
+HWY_EXPORT(sigmoid_gate_rows);
+HWY_EXPORT(scale_range);
+HWY_EXPORT(soft_cap_range);
 HWY_EXPORT(add_range);
 HWY_EXPORT(round_to_bf16_range);
 HWY_EXPORT(target_name);
@@ -181,6 +263,32 @@ void silu_mul(const float* gate_up, int64_t num_rows, int64_t dim, float* out) {
   split(num_rows, dim, [&](int64_t first, int64_t last) {
     HWY_DYNAMIC_DISPATCH(silu_mul_rows)(gate_up, dim, out, first, last);
   });
+}
+
+void rms_norm_heads(const HeadNormArgs& args) {
+  split(args.num_rows, static_cast<int64_t>(args.num_heads) * args.head_dim, [&](int64_t first, int64_t last) {
+    HWY_DYNAMIC_DISPATCH(rms_norm_head_rows)(args, first, last);
+  });
+}
+
+void gelu_tanh_mul(const float* gate_up, int64_t num_rows, int64_t dim, float* out) {
+  split(num_rows, dim, [&](int64_t first, int64_t last) {
+    HWY_DYNAMIC_DISPATCH(gelu_tanh_mul_rows)(gate_up, dim, out, first, last);
+  });
+}
+
+void sigmoid_gate(const SigmoidGateArgs& args) {
+  split(args.num_rows, static_cast<int64_t>(args.num_heads) * args.head_dim, [&](int64_t first, int64_t last) {
+    HWY_DYNAMIC_DISPATCH(sigmoid_gate_rows)(args, first, last);
+  });
+}
+
+void scale(float factor, int64_t count, float* inout) {
+  split(count, 1, [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(scale_range)(factor, inout, first, last); });
+}
+
+void soft_cap(float cap, int64_t count, float* inout) {
+  split(count, 1, [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(soft_cap_range)(cap, inout, first, last); });
 }
 
 void add_row(const float* x, int64_t num_rows, int64_t dim, float* inout) {

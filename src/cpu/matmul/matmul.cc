@@ -1,6 +1,7 @@
 #include "cpu/matmul/matmul.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "cpu/elementwise/elementwise.h"
@@ -20,6 +21,18 @@ constexpr int64_t kMinBytesPerThread = 65536;
 constexpr int64_t kPanelRows = 1024;
 #endif
 
+// Several threads: one alone takes as long to have its pages mapped as to copy them.
+void copy_bytes(const void* from, size_t bytes, void* to) {
+  constexpr size_t kPiece = size_t{1} << 21;
+  const auto pieces = static_cast<int64_t>((bytes + kPiece - 1) / kPiece);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(num_threads()) if (pieces > 2)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const size_t first = static_cast<size_t>(piece) * kPiece;
+    std::memcpy(static_cast<std::byte*>(to) + first, static_cast<const std::byte*>(from) + first,
+                std::min(kPiece, bytes - first));
+  }
+}
+
 template <typename From, typename To, typename Convert>
 void convert_loop(const void* from, int64_t count, void* to, const Convert& convert) {
   const auto* source = static_cast<const std::byte*>(from);
@@ -33,11 +46,41 @@ void convert_loop(const void* from, int64_t count, void* to, const Convert& conv
   }
 }
 
+// Rounds to the nearest even value of the target, once, after the product with the scale.
+template <typename To, typename Convert>
+void dequantize(const WeightPart& part, int64_t in_dim, void* to, const Convert& convert) {
+  std::array<float, 256> values;  // of each fp8 code
+  for (int code = 0; code < 256; ++code)
+    values[static_cast<size_t>(code)] = to_float(Float8E4M3{static_cast<uint8_t>(code)});
+  const auto* codes = static_cast<const uint8_t*>(part.data);
+  auto* target = static_cast<To*>(to);
+  const int64_t block_rows = part.rows / part.scale_rows, block_columns = in_dim / part.scale_columns;
+#pragma omp parallel for schedule(static) num_threads(num_threads()) if (part.rows * in_dim > 1 << 20)
+  for (int64_t row = 0; row < part.rows; ++row) {
+    for (int64_t block = 0; block < part.scale_columns; ++block) {
+      const float scale = part.scales[row / block_rows * part.scale_columns + block];
+      const int64_t first = row * in_dim + block * block_columns;
+      for (int64_t i = first; i < first + block_columns; ++i) target[i] = convert(values[codes[i]] * scale);
+    }
+  }
+}
+
+Status convert_part(const WeightPart& part, int64_t in_dim, DType to_dtype, void* to) {
+  if (part.dtype != DType::f8_e4m3) return convert_elements(part.data, part.dtype, part.rows * in_dim, to_dtype, to);
+  if (part.scales == nullptr) return Status::invalid_argument("expected scales with fp8 weights, got none");
+  if (to_dtype == DType::f32) {
+    dequantize<float>(part, in_dim, to, [](float value) { return value; });
+  } else {
+    dequantize<BFloat16>(part, in_dim, to, [](float value) { return to_bfloat16(value); });
+  }
+  return {};
+}
+
 }  // namespace
 
 Status convert_elements(const void* from, DType from_dtype, int64_t count, DType to_dtype, void* to) {
   if (from_dtype == to_dtype && (to_dtype == DType::f32 || to_dtype == DType::bf16)) {
-    if (count > 0) std::memcpy(to, from, static_cast<size_t>(count) * size_of(to_dtype));
+    copy_bytes(from, static_cast<size_t>(count) * size_of(to_dtype), to);
   } else if (from_dtype == DType::bf16 && to_dtype == DType::f32) {
     convert_loop<BFloat16, float>(from, count, to, [](BFloat16 value) { return to_float(value); });
   } else if (from_dtype == DType::f16 && to_dtype == DType::f32) {
@@ -78,7 +121,8 @@ Expected<Matmul> Matmul::make(std::span<const WeightPart> parts, int64_t in_dim,
                                       std::to_string(in_dim) + " weights; free memory or choose a smaller model");
   }
   for (const WeightPart& part : parts) {
-    RAREFY_RETURN_IF_ERROR(convert_elements(part.data, part.dtype, part.rows * in_dim, weight_dtype, to));
+    RAREFY_RETURN_IF_ERROR(convert_part(part, in_dim, weight_dtype, to));
+    if (part.done != nullptr) part.done(part.data, static_cast<size_t>(part.rows * in_dim) * size_of(part.dtype));
     to += static_cast<size_t>(part.rows) * row_bytes;
   }
   result.bias_ = std::move(bias);

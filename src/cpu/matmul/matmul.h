@@ -24,8 +24,14 @@ bool has_fast_bf16_matmul();
 // A tensor of a checkpoint as it lies in the file.
 struct WeightPart {
   const void* data = nullptr;  // [rows, in_dim] dtype; contiguous, any alignment
-  DType dtype = DType::bf16;   // f32, f16, bf16
+  DType dtype = DType::bf16;   // f32, f16, bf16; f8_e4m3 with scales
   int64_t rows = 0;
+  // Of fp8: the weights of each block of an even grid are multiplied by its scale.
+  const float* scales = nullptr;  // [scale_rows, scale_columns] f32; nullable unless fp8
+  int64_t scale_rows = 1;         // divides rows
+  int64_t scale_columns = 1;      // divides in_dim
+  // Called once the part has been converted and will not be read again; nullable.
+  void (*done)(const void* data, std::size_t bytes) = nullptr;  // data: [bytes] bytes
 };
 
 class MatmulScratch {

@@ -93,9 +93,10 @@ HWY_INLINE void store_transposed(VF k0, VF k1, VF k2, VF k3, float* HWY_RESTRICT
   store_blocks(d, hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23)), to + 3 * kKeyTile, kBlockStride);
 }
 
-// The keys as [head_dim, kKeyTile] f32, the values as [kKeyTile, head_dim] f32, both in tile order; zero past num_keys.
+// The keys as [head_dim, kKeyTile] f32, the values as [kKeyTile, head_dim] f32, both in tile order; zero before key `begin` of
+// the tile and from `num_keys` on.
 template <class Rows>
-void unpack_tile(const PrefillBlock& block, int32_t first_key, int32_t num_keys, float* HWY_RESTRICT keys,
+void unpack_tile(const PrefillBlock& block, int32_t first_key, int32_t begin, int32_t num_keys, float* HWY_RESTRICT keys,
                  float* HWY_RESTRICT values) {
   using Element = typename Rows::Element;
   const PagedKvView& kv = block.args->kv;
@@ -107,8 +108,8 @@ void unpack_tile(const PrefillBlock& block, int32_t first_key, int32_t num_keys,
     const Element* row[4];
     bool present[4];
     for (int32_t j = 0; j < 4; ++j) {
-      present[j] = key + j < num_keys;
-      const int64_t offset = kv.row_offset(0, first_key + (present[j] ? key + j : 0), block.kv_head);
+      present[j] = key + j >= begin && key + j < num_keys;
+      const int64_t offset = kv.row_offset(0, first_key + (present[j] ? key + j : begin), block.kv_head);
       row[j] = pool_keys + offset;
       const Element* value = pool_values + offset;
       float* to = values + static_cast<int64_t>(key + j) * dim;
@@ -139,10 +140,11 @@ void unpack_tile(const PrefillBlock& block, int32_t first_key, int32_t num_keys,
   }
 }
 
-// scores [kKeyTile] f32 of one row (in units of ln 2) to weights; keys from `visible` on get none. Updates maximum [1] f32 and
+// scores [kKeyTile] f32 of one row (in units of ln 2) to weights; keys before `hidden` and from `visible` on get none. Updates maximum [1] f32 and
 // denominator [1] f32 and rescales sums [dim] f32 where the maximum grew.
-HWY_INLINE void soften_row(float* HWY_RESTRICT scores, int32_t visible, float soft_cap, float* HWY_RESTRICT maximum,
-                           float* HWY_RESTRICT denominator, float* HWY_RESTRICT sums, int32_t dim) {
+HWY_INLINE void soften_row(float* HWY_RESTRICT scores, int32_t hidden, int32_t visible, float soft_cap,
+                           float* HWY_RESTRICT maximum, float* HWY_RESTRICT denominator, float* HWY_RESTRICT sums,
+                           int32_t dim) {
   const F32 d;
   if (soft_cap > 0.0f) {
     // tanh works on natural units.
@@ -151,6 +153,7 @@ HWY_INLINE void soften_row(float* HWY_RESTRICT scores, int32_t visible, float so
       hn::Store(hn::Mul(from_cap, hn::Tanh(d, hn::Mul(hn::Load(d, scores + t), to_cap))), d, scores + t);
     }
   }
+  for (int32_t t = 0; t < std::min(hidden, kKeyTile); ++t) scores[t] = kNegInfinity;
   for (int32_t t = std::max(visible, 0); t < kKeyTile; ++t) scores[t] = kNegInfinity;
   auto tile_maximum = hn::Set(d, kNegInfinity);
   for (int32_t t = 0; t < kKeyTile; t += kLanes) tile_maximum = hn::Max(tile_maximum, hn::Load(d, scores + t));
@@ -221,13 +224,16 @@ void run_typed_block(const PrefillBlock& block) {
 
   const int32_t first_position = args.kv.kv_lens[0] - args.num_new + block.first_query;
   const int32_t num_keys = first_position + block.num_queries;
-  for (int32_t key = 0; key < num_keys; key += kKeyTile) {
-    unpack_tile<Rows>(block, key, std::min(kKeyTile, num_keys - key), keys, values);
+  const int32_t window = problem.sliding_window > 0 ? problem.sliding_window : num_keys;
+  // Tiles start at multiples of their size, whatever the block: a row's result does not depend on its block.
+  const int32_t first_needed = std::max(0, first_position + 1 - window);
+  for (int32_t key = first_needed / kKeyTile * kKeyTile; key < num_keys; key += kKeyTile) {
+    unpack_tile<Rows>(block, key, std::max(0, first_needed - key), std::min(kKeyTile, num_keys - key), keys, values);
     multiply<false>(q, dim, keys, kKeyTile, dim, scores, padded_rows);
     for (int32_t row = 0; row < padded_rows; ++row) {
       const int32_t visible = first_position + std::min(row / group, block.num_queries - 1) + 1 - key;
-      soften_row(scores + row * kKeyTile, visible, problem.logit_soft_cap, maxima + row, denominators + row * kLanes,
-                 sums + int64_t{row} * dim, dim);
+      soften_row(scores + row * kKeyTile, visible - window, visible, problem.logit_soft_cap, maxima + row,
+                 denominators + row * kLanes, sums + int64_t{row} * dim, dim);
     }
     multiply<true>(scores, kKeyTile, values, dim, kKeyTile, sums, padded_rows);
   }

@@ -253,6 +253,7 @@ Status check_shape(const DecodeProblem& problem) {
                                std::string(to_string(problem.kv_dtype)) + " with q_dtype " +
                                std::string(to_string(problem.q_dtype)));
   }
+  if (problem.sliding_window > 0) return Status::unsupported("expected no sliding_window, which these kernels do not mask");
   if (problem.max_batch > 65535)
     return Status::unsupported("expected max_batch up to 65535, got " + number(problem.max_batch));
   return {};
