@@ -132,7 +132,7 @@ void ListBuilder::scan(ScanPart& part, FetchQueue* queue) const {
   float* scores = score_buffer(part.scores, problem_.group * stride);  // [group, stride] f32
   part.maxima.fill(-kInfinity);
   part.count = 0;
-  const auto room = static_cast<size_t>(run * block_tokens + cpu::kCandidatePadding);
+  const auto room = static_cast<size_t>(int64_t{run} * block_tokens + cpu::kCandidatePadding);
   if (queue != nullptr) queue->start((part.end_block - part.first_block + run - 1) / run * 2);
   for (int32_t block = part.first_block; block < part.end_block; block += run) {
     if (queue != nullptr) queue->turn();

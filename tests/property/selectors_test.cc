@@ -250,6 +250,7 @@ TEST_P(RotatedCodes, CodesScalesAndScoresMatchTheReference) {
   const cpu::NibbleTables tables = selector.tables(c.state.data());
   const int32_t num_groups = head_dim / format.dims_per_group();
   std::vector<std::vector<double>> rotated_q;
+  rotated_q.reserve(static_cast<size_t>(group));
   for (int32_t query = 0; query < group; ++query) {
     rotated_q.push_back(ref::rotate(c.q.data() + query * head_dim, rotation.factors(), rotation.block_sizes()));
   }
@@ -462,6 +463,7 @@ TEST(SignPlaneTargets, ScoresHaveTheSameBitsOnEveryInstructionSet) {
     std::vector<std::byte> memory(static_cast<size_t>(kBlocks * block_bytes));
     for (std::byte& value : memory) value = static_cast<std::byte>(random());
     std::vector<const std::byte*> entries;
+    entries.reserve(kBlocks);
     for (int32_t block = 0; block < kBlocks; ++block) entries.push_back(memory.data() + block * block_bytes);
     std::vector<float> q(static_cast<size_t>(kQueries) * head_dim);
     for (float& value : q) value = normal(random);
@@ -471,6 +473,7 @@ TEST(SignPlaneTargets, ScoresHaveTheSameBitsOnEveryInstructionSet) {
       const int64_t table_bytes = cpu::plane_table_bytes(num_planes);
       auto* tables = reinterpret_cast<int8_t*>(table_memory.reserve(static_cast<size_t>(kQueries * table_bytes)));
       std::vector<float> steps;
+      steps.reserve(kQueries);
       for (int32_t query = 0; query < kQueries; ++query) {
         steps.push_back(cpu::make_plane_table(q.data() + query * head_dim, head_dim, tables + query * table_bytes));
       }
