@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "failure.h"
+#include "rarefy/model/known_models.h"
 
 namespace rarefy::cli {
 namespace {
@@ -62,7 +63,15 @@ AttentionBenchCase parse_attention_case(std::string_view text, const std::string
     const std::string_view value = text.substr(0, end);
     text.remove_prefix(std::min(end + (quoted ? 1 : 0), text.size()));
     const auto number = [&](int32_t most) { return parse_number<int32_t>(key, value, 1, most, where); };
-    if (key == "num_q_heads") {
+    if (key == "model") {
+      const KnownModel* model = find_known_model(value);
+      if (model == nullptr) {
+        fail(ExitCode::usage, fmt::format("{}: model: expected one that rarefy models lists, got '{}'", where, value));
+      }
+      result.num_q_heads = model->num_q_heads;
+      result.num_kv_heads = model->num_kv_heads;
+      result.head_dim = model->head_dim;
+    } else if (key == "num_q_heads") {
       result.num_q_heads = number(4096);
     } else if (key == "num_kv_heads") {
       result.num_kv_heads = number(4096);
@@ -84,9 +93,10 @@ AttentionBenchCase parse_attention_case(std::string_view text, const std::string
       result.policies.emplace_back(value);
     } else {
       fail(ExitCode::usage,
-           fmt::format("{}: expected num_q_heads, num_kv_heads, head_dim, kv_dtype, q_dtype, page_size, kv_len, batch, "
-                       "sparsity or policy, got '{}'",
-                       where, key));
+           fmt::format(
+               "{}: expected model, num_q_heads, num_kv_heads, head_dim, kv_dtype, q_dtype, page_size, kv_len, batch, "
+               "sparsity or policy, got '{}'",
+               where, key));
     }
   }
   return result;

@@ -1,5 +1,6 @@
 // A case of `rarefy bench attention` as one line of text, `num_q_heads=32 num_kv_heads=8 head_dim=128 kv_dtype=bf16
-// kv_len=32768 batch=1 sparsity=50 policy=50x`; fields may come in any order and have the defaults below. `#` starts a comment.
+// kv_len=32768 batch=1 sparsity=50 policy=50x`; fields may come in any order and have the defaults below. `model=NAME` sets the three
+// sizes of a known model (rarefy models). `#` starts a comment.
 #pragma once
 
 #include <cstdint>

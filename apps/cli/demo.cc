@@ -162,7 +162,9 @@ void run(const Flags& flags) {
   const auto engine = make_engine(flags.model, loaded.model, ctx_size, 3, longest);
 
   Output output;
+  std::string report;
   const auto say = [&](const std::string& text) {
+    report += text;
     if (flags.json) return;
     output.write(text);
     output.flush();
@@ -204,8 +206,12 @@ void run(const Flags& flags) {
   say("\n" + closing_table(dense, sparse) + "\n");
   const std::string warning = sparsity_warning(sparse_arm.policy, sparse.stats.traffic, context.length());
   if (!warning.empty()) fmt::print(stderr, "rarefy: warning: {}\n", warning);
-  output.write(flags.json ? to_record(flags, material, *engine, dense, sparse).dump() + "\n"
-                          : last_line(flags, material, dense, sparse));
+  say(last_line(flags, material, dense, sparse));
+  if (flags.json) {
+    nlohmann::ordered_json record = to_record(flags, material, *engine, dense, sparse);
+    record["report"] = report;
+    output.write(record.dump() + "\n");
+  }
   output.commit();
   const auto asked = static_cast<double>(material.questions.size());
   if (dense.right < 0.5 * asked || sparse.right < 0.9 * dense.right) {
@@ -236,7 +242,7 @@ void add_demo(CLI::App& parent) {
   verb->add_option("--max-tokens", flags->max_tokens, "use only the last N tokens of the text (0: all)")
       ->check(CLI::Range(0, 1 << 30))
       ->type_name("N");
-  verb->add_flag("--json", flags->json, "write one JSON object instead of the report");
+  verb->add_flag("--json", flags->json, "write one JSON object instead of the report, which is its field \"report\"");
   verb->callback([flags] { run(*flags); });
 }
 

@@ -31,16 +31,6 @@ struct Flags {
   bool json = false;
 };
 
-std::string_view reason_text(StopReason reason) {
-  switch (reason) {
-    case StopReason::stop_token: return "stop_token";
-    case StopReason::max_new_tokens: return "max_new_tokens";
-    case StopReason::context_full: return "context_full";
-    case StopReason::cancelled: return "cancelled";
-  }
-  return "unknown";
-}
-
 std::vector<int32_t> read_prompt(const Flags& flags, const Tokenizer& tokenizer) {
   if (flags.file.empty() && flags.prompt.empty()) {
     fail(ExitCode::usage, "expected a prompt: -p TEXT, -f FILE, or both (the file comes first); -f - reads standard input");
@@ -124,7 +114,7 @@ void run(const Flags& flags) {
     record["model"] = loaded.folder.string();
     record["text"] = writer.text();
     record["tokens"] = result.tokens;
-    record["stop_reason"] = reason_text(result.reason);
+    record["stop_reason"] = stop_reason_text(result.reason);
     record["prompt_tokens"] = prompt.size();
     record["dense_prompt_tokens"] = num_dense;
     record["policy_resolved"] = policy.to_string();
@@ -168,15 +158,7 @@ void add_generate(CLI::App& parent) {
                    "last tokens of the prompt that go through the policy as well (default 1); what comes before is dense")
       ->check(CLI::Range(1, 1 << 30))
       ->type_name("N");
-  verb->add_option("--temp", flags->sampler.temperature, "temperature; 0 is greedy (default)")
-      ->check(CLI::Range(0.0, 1000.0))
-      ->type_name("T");
-  verb->add_option("--top-k", flags->sampler.top_k, "draw among this many tokens (0: all)")
-      ->check(CLI::Range(0, 1 << 30))
-      ->type_name("N");
-  verb->add_option("--top-p", flags->sampler.top_p, "draw among the smallest set with this probability (default 1)")
-      ->check(CLI::Range(0.0, 1.0))
-      ->type_name("P");
+  add_sampling_flags(*verb, flags->sampler);
   verb->add_flag("--ignore-eos", flags->ignore_eos, "go on past the model's stop tokens");
   verb->add_flag("--json", flags->json, "write one JSON object instead of the text");
   verb->add_option("--output", flags->output, "write to this file instead of standard output")->type_name("FILE");

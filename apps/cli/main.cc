@@ -73,10 +73,12 @@ int run(int argc, const char* const* argv) {
       "that ships with rarefy.");
   add_demo(app);
   add_generate(app);
+  add_chat(app);
   add_perplexity(app);
   add_recall(app);
   add_policy(app);
   add_inspect(app);
+  add_models(app);
   add_bench(app);
   try {
     app.parse(read_arguments(argc, argv));

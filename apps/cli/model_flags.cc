@@ -52,6 +52,18 @@ void add_model_flags(CLI::App& verb, ModelFlags& flags) {
       ->type_name("FRACTION");
 }
 
+void add_sampling_flags(CLI::App& verb, SamplerOptions& sampler) {
+  verb.add_option("--temp", sampler.temperature, "temperature; 0 is greedy (default)")
+      ->check(CLI::Range(0.0, 1000.0))
+      ->type_name("T");
+  verb.add_option("--top-k", sampler.top_k, "draw among this many tokens (0: all)")
+      ->check(CLI::Range(0, 1 << 30))
+      ->type_name("N");
+  verb.add_option("--top-p", sampler.top_p, "draw among the smallest set with this probability (default 1)")
+      ->check(CLI::Range(0.0, 1.0))
+      ->type_name("P");
+}
+
 DType parse_cache_type(const std::string& cache_type_k, const std::string& cache_type_v) {
   const std::string k = !cache_type_k.empty() ? cache_type_k : !cache_type_v.empty() ? cache_type_v : "bf16";
   const std::string v = !cache_type_v.empty() ? cache_type_v : k;

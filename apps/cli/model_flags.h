@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "rarefy/engine/sampler.h"
 #include "rarefy/engine/session.h"
 
 namespace CLI {
@@ -26,6 +27,7 @@ struct ModelFlags {
 
 void add_model_flags(CLI::App& verb, ModelFlags& flags);
 void add_threads_flag(CLI::App& verb, int32_t& threads);
+void add_sampling_flags(CLI::App& verb, SamplerOptions& sampler);  // its seed is that of ModelFlags
 void add_cache_type_flags(CLI::App& verb, std::string& cache_type_k, std::string& cache_type_v);
 
 // Both cache types must name the same type; the cache has one.

@@ -8,13 +8,12 @@
 #include <optional>
 
 #include "arm_counters.h"
+#include "arm_report.h"
 #include "evaluation.h"
 #include "failure.h"
 #include "files.h"
 #include "model_flags.h"
 #include "questions.h"
-#include "resume_file.h"
-#include "run_record.h"
 #include "scoring.h"
 #include "table.h"
 #include "terminal.h"
@@ -124,25 +123,33 @@ MeanAndError loss_error(const ArmScores& arm) {
   return arm.mean_loss.size() > 1 ? mean_and_error(arm.mean_loss) : mean_and_error(arm.tokens.losses);
 }
 
-MeanAndError gap_error(const ArmScores& arm, const ArmScores& dense) {
+// Paired differences to dense.
+std::vector<double> loss_gaps(const ArmScores& arm, const ArmScores& dense) {
   const bool by_passage = arm.mean_loss.size() > 1;
   std::vector<double> gaps = by_passage ? arm.mean_loss : arm.tokens.losses;
   const std::vector<double>& base = by_passage ? dense.mean_loss : dense.tokens.losses;
   for (size_t i = 0; i < gaps.size(); ++i) gaps[i] -= base[i];
-  return mean_and_error(gaps);
+  return gaps;
 }
 
-void write_json(Output& output, const Flags& flags, const LoadedModel& loaded, DType kv_dtype, const std::vector<Arm>& arms,
-                const std::vector<ArmScores>& scores, int64_t context_tokens) {
-  for (size_t i = 0; i < arms.size(); ++i) {
+Interval mean_interval(const std::vector<double>& values) {  // [num_values] f64
+  std::vector<std::pair<double, double>> pairs;
+  for (const double value : values) pairs.emplace_back(value, 1.0);
+  return bootstrap_ratio(pairs);
+}
+
+std::vector<ArmCounters> counters_of(const std::vector<ArmScores>& scores) {
+  std::vector<ArmCounters> counters;
+  for (const ArmScores& arm : scores) counters.push_back(arm.counters);
+  return counters;
+}
+
+void write_json(Output& output, const ArmRun& run, const std::vector<ArmScores>& scores, int64_t context_tokens) {
+  for (size_t i = 0; i < run.arms.size(); ++i) {
     const ArmScores& arm = scores[i];
-    const MeanAndError loss = loss_error(arm), gap = gap_error(arm, scores[0]);
-    nlohmann::ordered_json record = new_record("perplexity");
-    record["model"] = loaded.folder.filename().string();
-    record["set"] = flags.set.empty() ? std::filesystem::path(flags.file).filename().string() : flags.set;
-    record["policy"] = arms[i].name;
-    record["policy_resolved"] = arms[i].policy.to_string();
-    record["kv_dtype"] = to_string(kv_dtype);
+    const MeanAndError loss = loss_error(arm), gap = mean_and_error(loss_gaps(arm, scores[0]));
+    const Interval interval = mean_interval(loss_gaps(arm, scores[0]));
+    nlohmann::ordered_json record = begin_arm_record(run, run.arms[i]);
     record["contexts"] = arm.mean_loss.size();
     record["context_tokens"] = context_tokens;
     record["scored_tokens"] = arm.tokens.losses.size();
@@ -150,25 +157,22 @@ void write_json(Output& output, const Flags& flags, const LoadedModel& loaded, D
     record["loss_standard_error"] = loss.standard_error;
     record["loss_gap"] = mean_and_error(arm.tokens.losses).mean - mean_and_error(scores[0].tokens.losses).mean;
     record["loss_gap_standard_error"] = gap.standard_error;
+    record["loss_gap_ci95"] = {interval.low, interval.high};
     record["standard_error_over"] = arm.mean_loss.size() > 1 ? "contexts" : "tokens";
     record["kl_mean"] = mean_and_error(arm.tokens.divergences).mean;
     record["kl_p99"] = quantile(arm.tokens.divergences, 0.99);
     record["kl_p999"] = quantile(arm.tokens.divergences, 0.999);
     record["same_top"] = arm.tokens.same_top_share();
-    arm.counters.describe(record);
-    record["ms_per_token"] = 1e3 * arm.counters.decode_seconds / static_cast<double>(arm.counters.decode_tokens);
-    append_origin(record);
-    output.write(record.dump() + "\n");
+    output.write(finish_arm_record(record, arm.counters));
   }
 }
 
 void write_table(Output& output, const std::vector<Arm>& arms, const std::vector<ArmScores>& scores,
                  int64_t context_tokens) {
   Table quality({"policy", "loss", "+-", "gap", "+-", "KL mean", "KL 99 %", "KL 99.9 %", "same top"});
-  Table cost({"policy", "density", "bytes_ratio", "error, estimated", "error, audited", "ms/token"});
   for (size_t i = 0; i < arms.size(); ++i) {
     const ArmScores& arm = scores[i];
-    const MeanAndError gap = gap_error(arm, scores[0]);
+    const MeanAndError gap = mean_and_error(loss_gaps(arm, scores[0]));
     const double loss = mean_and_error(arm.tokens.losses).mean;
     const std::string name = fit(arms[i].name, 24);
     const auto when = [&](bool shown, std::string text) { return shown ? text : std::string("-"); };
@@ -179,12 +183,6 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
                      when(i > 0, fmt::format("{:.3f}", quantile(arm.tokens.divergences, 0.99))),
                      when(i > 0, fmt::format("{:.3f}", quantile(arm.tokens.divergences, 0.999))),
                      when(i > 0, fmt::format("{:.1f} %", 100.0 * arm.tokens.same_top_share()))});
-    cost.add_row(
-        {name, fmt::format("{:.4f}", arm.counters.traffic.density()),
-         fmt::format("{:.4f}", arm.counters.traffic.bytes_ratio()),
-         when(arm.counters.estimated_count > 0, fmt::format("{:.3f}", arm.counters.estimated_rms())),
-         when(arm.counters.audited_count > 0, fmt::format("{:.3f}", arm.counters.audited_rms())),
-         fmt::format("{:.2f}", 1e3 * arm.counters.decode_seconds / static_cast<double>(arm.counters.decode_tokens))});
   }
   const bool by_passage = scores[0].mean_loss.size() > 1;
   output.write(
@@ -193,10 +191,7 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
                   format_count(static_cast<int64_t>(scores[0].tokens.losses.size())),
                   by_passage ? fmt::format("{} dense contexts", scores[0].mean_loss.size()) : "a dense context",
                   format_count(context_tokens), by_passage ? "contexts" : "tokens"));
-  output.write(quality.text() + "\n" + cost.text());
-  for (size_t i = 1; i < arms.size(); ++i) {
-    output.write(fmt::format("{}{} = {}\n", i == 1 ? "\n" : "", arms[i].name, arms[i].policy.to_string()));
-  }
+  output.write(quality.text() + "\n" + cost_table(arms, counters_of(scores)) + policy_lines(arms));
 }
 
 void run(const Flags& flags) {
@@ -217,36 +212,33 @@ void run(const Flags& flags) {
   const auto engine =
       make_engine(flags.model, loaded.model, ctx_size, static_cast<int32_t>(arms.size()), longest_continuation);
   Output output(flags.output);
-  nlohmann::json arm_texts = nlohmann::json::array();
-  for (const Arm& arm : arms) arm_texts.push_back(arm.policy.to_string());
-  ResumeFile resume(flags.resume, {{"bench", "perplexity"},
-                                   {"model", loaded.folder.filename().string()},
-                                   {"file", std::filesystem::path(flags.file).filename().string()},
-                                   {"policies", arm_texts},
-                                   {"context", flags.context},
-                                   {"predict", flags.predict},
-                                   {"seed", flags.model.seed},
-                                   {"audit", flags.model.audit},
-                                   {"kv_dtype", to_string(engine->options().kv_dtype)}});
-
+  const ArmRun arm_run{"perplexity",
+                       flags.file,
+                       flags.set,
+                       flags.resume,
+                       &flags.model,
+                       loaded.folder.filename().string(),
+                       engine->options().kv_dtype,
+                       arms};
+  std::vector<std::string> ids;
+  for (const Passage& passage : passages) ids.push_back(passage.id);
   std::vector<ArmScores> scores(arms.size());
-  for (size_t i = 0; i < passages.size(); ++i) {
-    const std::string label = fmt::format("context {} of {}", i + 1, passages.size());
-    const nlohmann::json* known = resume.find(passages[i].id);
-    const nlohmann::json result = known != nullptr ? *known : evaluate(*engine, flags, arms, passages[i], label);
-    if (known == nullptr) resume.append(passages[i].id, result);
-    std::string line = label + ":";
-    for (size_t arm = 0; arm < arms.size(); ++arm) {
-      const PassageScores passage_scores = PassageScores::from_json(result.at(arm).at("scores"));
-      scores[arm].tokens.add(passage_scores);
-      scores[arm].mean_loss.push_back(mean_and_error(passage_scores.losses).mean);
-      scores[arm].counters.add(ArmCounters::from_json(result.at(arm).at("counters")));
-      line += fmt::format("  {} {:.4f}", fit(arms[arm].name, 20), scores[arm].mean_loss.back());
-    }
-    fmt::print(stderr, "{}\n", line);
-  }
+  run_contexts(
+      arm_run, {{"context", flags.context}, {"predict", flags.predict}}, ids,
+      [&](size_t context, const std::string& label) { return evaluate(*engine, flags, arms, passages[context], label); },
+      [&](const nlohmann::json& result) {
+        std::string line;
+        for (size_t arm = 0; arm < arms.size(); ++arm) {
+          const PassageScores passage_scores = PassageScores::from_json(result.at(arm).at("scores"));
+          scores[arm].tokens.add(passage_scores);
+          scores[arm].mean_loss.push_back(mean_and_error(passage_scores.losses).mean);
+          scores[arm].counters.add(ArmCounters::from_json(result.at(arm).at("counters")));
+          line += fmt::format("  {} {:.4f}", fit(arms[arm].name, 20), scores[arm].mean_loss.back());
+        }
+        return line;
+      });
   if (flags.json) {
-    write_json(output, flags, loaded, engine->options().kv_dtype, arms, scores, context_tokens);
+    write_json(output, arm_run, scores, context_tokens);
   } else {
     write_table(output, arms, scores, context_tokens);
   }

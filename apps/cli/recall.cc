@@ -7,13 +7,12 @@
 #include <nlohmann/json.hpp>
 
 #include "arm_counters.h"
+#include "arm_report.h"
 #include "evaluation.h"
 #include "failure.h"
 #include "files.h"
 #include "model_flags.h"
 #include "questions.h"
-#include "resume_file.h"
-#include "run_record.h"
 #include "statistics.h"
 #include "table.h"
 #include "terminal.h"
@@ -118,18 +117,18 @@ Ratio ratio_to_dense(const ArmRecall& arm, const ArmRecall& dense) {
   return ratio;
 }
 
-void write_json(Output& output, const Flags& flags, const LoadedModel& loaded, DType kv_dtype, const std::vector<Arm>& arms,
-                const std::vector<ArmRecall>& results, int64_t context_tokens) {
-  for (size_t i = 0; i < arms.size(); ++i) {
+std::vector<ArmCounters> counters_of(const std::vector<ArmRecall>& results) {
+  std::vector<ArmCounters> counters;
+  for (const ArmRecall& arm : results) counters.push_back(arm.counters);
+  return counters;
+}
+
+void write_json(Output& output, const ArmRun& run, const std::vector<ArmRecall>& results, int64_t context_tokens) {
+  for (size_t i = 0; i < run.arms.size(); ++i) {
     const ArmRecall& arm = results[i];
     const Interval interval = wilson(arm.num_right(), arm.num_questions());
     const Ratio ratio = ratio_to_dense(arm, results[0]);
-    nlohmann::ordered_json record = new_record("recall");
-    record["model"] = loaded.folder.filename().string();
-    record["set"] = flags.set.empty() ? std::filesystem::path(flags.file).filename().string() : flags.set;
-    record["policy"] = arms[i].name;
-    record["policy_resolved"] = arms[i].policy.to_string();
-    record["kv_dtype"] = to_string(kv_dtype);
+    nlohmann::ordered_json record = begin_arm_record(run, run.arms[i]);
     record["contexts"] = arm.right.size();
     record["context_tokens"] = context_tokens;
     record["questions"] = arm.num_questions();
@@ -139,17 +138,13 @@ void write_json(Output& output, const Flags& flags, const LoadedModel& loaded, D
     record["ratio_to_dense"] = ratio.value;
     record["ratio_ci95"] = {ratio.interval.low, ratio.interval.high};
     record["ratio_resampled_over"] = ratio.over;
-    arm.counters.describe(record);
-    record["ms_per_token"] = 1e3 * arm.counters.decode_seconds / static_cast<double>(arm.counters.decode_tokens);
-    append_origin(record);
-    output.write(record.dump() + "\n");
+    output.write(finish_arm_record(record, arm.counters));
   }
 }
 
 void write_table(Output& output, const std::vector<Arm>& arms, const std::vector<ArmRecall>& results,
                  int64_t context_tokens) {
   Table quality({"policy", "right", "recall", "95 % interval", "of dense", "95 % interval"});
-  Table cost({"policy", "density", "bytes_ratio", "error, estimated", "error, audited", "ms/token"});
   for (size_t i = 0; i < arms.size(); ++i) {
     const ArmRecall& arm = results[i];
     const Interval interval = wilson(arm.num_right(), arm.num_questions());
@@ -161,12 +156,6 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
                      fmt::format("{:.3f} .. {:.3f}", interval.low, interval.high),
                      when(i > 0, fmt::format("{:.3f}", ratio.value)),
                      when(i > 0, fmt::format("{:.3f} .. {:.3f}", ratio.interval.low, ratio.interval.high))});
-    cost.add_row(
-        {name, fmt::format("{:.4f}", arm.counters.traffic.density()),
-         fmt::format("{:.4f}", arm.counters.traffic.bytes_ratio()),
-         when(arm.counters.estimated_count > 0, fmt::format("{:.3f}", arm.counters.estimated_rms())),
-         when(arm.counters.audited_count > 0, fmt::format("{:.3f}", arm.counters.audited_rms())),
-         fmt::format("{:.2f}", 1e3 * arm.counters.decode_seconds / static_cast<double>(arm.counters.decode_tokens))});
   }
   output.write(
       fmt::format("{} questions about {} contexts of {} tokens; an answer counts when every token is right.\n"
@@ -174,10 +163,7 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
                   "Errors are root mean squares per head.\n\n",
                   format_count(results[0].num_questions()), results[0].right.size(), format_count(context_tokens),
                   ratio_to_dense(results[0], results[0]).over));
-  output.write(quality.text() + "\n" + cost.text());
-  for (size_t i = 1; i < arms.size(); ++i) {
-    output.write(fmt::format("{}{} = {}\n", i == 1 ? "\n" : "", arms[i].name, arms[i].policy.to_string()));
-  }
+  output.write(quality.text() + "\n" + cost_table(arms, counters_of(results)) + policy_lines(arms));
 }
 
 void run(const Flags& flags) {
@@ -198,33 +184,32 @@ void run(const Flags& flags) {
   const auto engine =
       make_engine(flags.model, loaded.model, ctx_size, static_cast<int32_t>(arms.size()) + 1, longest_question);
   Output output(flags.output);
-  nlohmann::json arm_texts = nlohmann::json::array();
-  for (const Arm& arm : arms) arm_texts.push_back(arm.policy.to_string());
-  ResumeFile resume(flags.resume, {{"bench", "recall"},
-                                   {"model", loaded.folder.filename().string()},
-                                   {"file", std::filesystem::path(flags.file).filename().string()},
-                                   {"policies", arm_texts},
-                                   {"questions", flags.questions},
-                                   {"seed", flags.model.seed},
-                                   {"audit", flags.model.audit},
-                                   {"kv_dtype", to_string(engine->options().kv_dtype)}});
-
+  const ArmRun arm_run{"recall",
+                       flags.file,
+                       flags.set,
+                       flags.resume,
+                       &flags.model,
+                       loaded.folder.filename().string(),
+                       engine->options().kv_dtype,
+                       arms};
+  std::vector<std::string> ids;
+  for (const RecallContext& context : contexts) ids.push_back(context.id);
   std::vector<ArmRecall> results(arms.size());
-  for (size_t i = 0; i < contexts.size(); ++i) {
-    const std::string label = fmt::format("context {} of {}", i + 1, contexts.size());
-    const nlohmann::json* known = resume.find(contexts[i].id);
-    const nlohmann::json result = known != nullptr ? *known : evaluate(*engine, flags, arms, contexts[i], label);
-    if (known == nullptr) resume.append(contexts[i].id, result);
-    std::string line = label + ":";
-    for (size_t arm = 0; arm < arms.size(); ++arm) {
-      results[arm].right.push_back(result.at(arm).at("right").get<std::vector<bool>>());
-      results[arm].counters.add(ArmCounters::from_json(result.at(arm).at("counters")));
-      line += fmt::format("  {} {}/{}", fit(arms[arm].name, 20), results[arm].num_right(), results[arm].num_questions());
-    }
-    fmt::print(stderr, "{} so far\n", line);
-  }
+  run_contexts(
+      arm_run, {{"questions", flags.questions}}, ids,
+      [&](size_t context, const std::string& label) { return evaluate(*engine, flags, arms, contexts[context], label); },
+      [&](const nlohmann::json& result) {
+        std::string line;
+        for (size_t arm = 0; arm < arms.size(); ++arm) {
+          results[arm].right.push_back(result.at(arm).at("right").get<std::vector<bool>>());
+          results[arm].counters.add(ArmCounters::from_json(result.at(arm).at("counters")));
+          line +=
+              fmt::format("  {} {}/{}", fit(arms[arm].name, 20), results[arm].num_right(), results[arm].num_questions());
+        }
+        return line + " so far";
+      });
   if (flags.json) {
-    write_json(output, flags, loaded, engine->options().kv_dtype, arms, results, context_tokens);
+    write_json(output, arm_run, results, context_tokens);
   } else {
     write_table(output, arms, results, context_tokens);
   }

@@ -72,6 +72,16 @@ std::string run_table(const RunStats& prefill, const RunStats& decode) {
   return text;
 }
 
+std::string_view stop_reason_text(StopReason reason) {
+  switch (reason) {
+    case StopReason::stop_token: return "stop_token";
+    case StopReason::max_new_tokens: return "max_new_tokens";
+    case StopReason::context_full: return "context_full";
+    case StopReason::cancelled: return "cancelled";
+  }
+  return "unknown";
+}
+
 std::string sparsity_warning(const Policy& policy, const Traffic& traffic, int32_t kv_len) {
   if (policy.dense || traffic.tokens_cached == 0 || kv_len == 0) return {};
   const double asked = static_cast<double>(kv_len) / policy.total.tokens(kv_len);

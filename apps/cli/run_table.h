@@ -2,7 +2,9 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
+#include "rarefy/engine/generate.h"
 #include "rarefy/engine/session.h"
 
 namespace rarefy::cli {
@@ -12,6 +14,8 @@ std::string run_table(const RunStats& prefill, const RunStats& decode);
 
 // "median 0.08, 95 % 0.21, max 0.5"; "none" without values.
 std::string error_text(const QuantileSketch& errors);
+
+std::string_view stop_reason_text(StopReason reason);  // "stop_token", as JSON has it
 
 // Empty, or why less than 90 % of the sparsity asked for was reached. `kv_len` is the length at the end.
 std::string sparsity_warning(const Policy& policy, const Traffic& traffic, int32_t kv_len);

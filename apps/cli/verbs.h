@@ -12,10 +12,12 @@ namespace rarefy::cli {
 
 void add_demo(CLI::App& parent);
 void add_generate(CLI::App& parent);
+void add_chat(CLI::App& parent);
 void add_perplexity(CLI::App& parent);
 void add_recall(CLI::App& parent);
 void add_policy(CLI::App& parent);
 void add_inspect(CLI::App& parent);
+void add_models(CLI::App& parent);
 void add_bench(CLI::App& parent);
 void add_bench_attention(CLI::App& bench);
 

@@ -21,7 +21,7 @@
    Ownership. Handles are owned by the caller, who frees each once; freeing NULL does nothing. They may be freed in any order: a
    session keeps its engine alive, an engine its model. Buffers belong to the caller and are not kept after the call.
 
-   Threads. Models and engines may be used from several threads at once, a session by one at a time. Sessions of one engine may
+   Threads. Models, engines and plans may be used from several threads at once, a session by one at a time. Sessions of one engine may
    run in different threads. The log callback and the thread count are process-wide.
 
    Texts are UTF-8. Sizes of buffers count elements, of texts bytes. Functions that fill a buffer store the needed size in any
@@ -244,6 +244,144 @@ RAREFY_API rarefy_status rarefy_session_get_stats(const rarefy_session* session,
 RAREFY_API rarefy_status rarefy_session_stats_json(const rarefy_session* session, char* text, int64_t capacity,
                                                    int64_t* num_bytes); /* [1] i64; receives the length of the text */
 RAREFY_API rarefy_status rarefy_session_reset_stats(rarefy_session* session);
+
+/* --- Attention: decode over a paged KV cache of the caller's ---------------------------------------------------------------
+
+   A plan is made once per shape and device, and run per layer and step. What the operations compute, what they refuse and what
+   a device reports later is written in rarefy/attention/decode.h; this is the same, field by field:
+     rarefy_decode_plan_create(&problem, &plan);
+     rarefy_decode_plan_workspace_bytes(plan, &workspace_bytes);      allocate it on the plan's device, then once:
+     rarefy_decode_plan_prepare_workspace(plan, workspace, workspace_bytes, stream);
+     rarefy_decode_plan_run(plan, &args, stream);                     no allocation, no synchronisation
+   Plans may be used from several threads at once, a workspace by one call at a time. All pointers are memory of the plan's device.
+   `stream` is the caller's cudaStream_t; NULL = the default stream; the CPU ignores it and returns when the result is there. */
+
+typedef enum rarefy_device_kind { RAREFY_DEVICE_CPU = 0, RAREFY_DEVICE_CUDA = 1 } rarefy_device_kind;
+
+typedef enum rarefy_dtype {
+  RAREFY_DTYPE_DEFAULT = 0, /* bf16 for caches, f32 for q and out */
+  RAREFY_DTYPE_F32 = 1,
+  RAREFY_DTYPE_F16 = 2,
+  RAREFY_DTYPE_BF16 = 3,
+  RAREFY_DTYPE_F8_E4M3 = 4 /* caches only; OCP "FN", with scales per KV head */
+} rarefy_dtype;
+
+typedef enum rarefy_decode_op {
+  RAREFY_DECODE_DENSE = 0, /* every cached token */
+  RAREFY_DECODE_SPARSE = 1 /* the tokens of an index set */
+} rarefy_decode_op;
+
+typedef enum rarefy_list_scope {
+  RAREFY_LISTS_PER_KV_HEAD = 0, /* the query heads of a KV head share a list */
+  RAREFY_LISTS_PER_QUERY_HEAD = 1
+} rarefy_list_scope;
+
+typedef struct rarefy_decode_plan rarefy_decode_plan;
+
+typedef struct rarefy_decode_problem {
+  size_t struct_size;
+  int32_t op;           /* a rarefy_decode_op */
+  int32_t device_kind;  /* a rarefy_device_kind */
+  int32_t device_index; /* of the CUDA device */
+  int32_t num_q_heads;  /* a multiple of num_kv_heads; 1 to 16 per KV head */
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t q_dtype;      /* a rarefy_dtype */
+  int32_t kv_dtype;     /* a rarefy_dtype */
+  int32_t out_dtype;    /* a rarefy_dtype */
+  int32_t page_size;    /* tokens; a power of two, 1 to 256; 0 = 16 */
+  int32_t num_queries;  /* per sequence, 1 to 8, the last ones of the sequence; 0 = 1 */
+  int32_t scope;        /* a rarefy_list_scope; sparse only */
+  float logit_soft_cap; /* c > 0: s <- c tanh(s / c); 0 = none */
+  int32_t sink_logit;   /* not 0: a logit per query head enters the denominator only */
+  int32_t max_batch;    /* sequences of one run; 0 = 1 */
+  int32_t max_selected; /* capacity of one list; sparse only */
+  int32_t max_kv_len;   /* longest sequence, for the size of a CUDA workspace; 0 = any */
+} rarefy_decode_problem;
+
+/* One layer of a cache. A row, one token of one KV head, is contiguous. Strides count elements; all three 0: pages are
+   contiguous as [page_size, num_kv_heads, head_dim]. dtype, page_size, num_kv_heads and head_dim are the plan's. */
+typedef struct rarefy_paged_kv {
+  size_t struct_size;
+  const void* keys;   /* [num_pages, page_size, num_kv_heads, head_dim] kv_dtype; by the strides */
+  const void* values; /* [num_pages, page_size, num_kv_heads, head_dim] kv_dtype; by the strides */
+  int64_t page_stride;
+  int64_t token_stride;
+  int64_t head_stride;
+  int32_t num_pages;
+  int32_t max_pages_per_sequence;
+  const int32_t* page_table; /* [batch, max_pages_per_sequence] i32; physical page of each logical page */
+  const int32_t* kv_lens;    /* [batch] i32; cached tokens, the current ones included */
+  const float* key_scales;   /* [num_kv_heads] f32; f8_e4m3 only; NULL = all 1 */
+  const float* value_scales; /* [num_kv_heads] f32; f8_e4m3 only; NULL = all 1 */
+} rarefy_paged_kv;
+
+/* num_lists is num_kv_heads or num_q_heads, by the plan's scope. Ids are positions in the sequence, unique and ascending. */
+typedef struct rarefy_index_set {
+  size_t struct_size;
+  int32_t max_selected;     /* row length of the lists, at most the plan's */
+  const int32_t* token_ids; /* [batch, num_lists, max_selected] i32 */
+  const int32_t* counts;    /* [batch, num_lists] i32; -1 = all tokens */
+  const float* log_weight;  /* [batch, num_lists, max_selected] f32; >= 0; NULL = all zero */
+} rarefy_index_set;
+
+typedef struct rarefy_decode_args {
+  size_t struct_size;
+  int32_t batch; /* 0 = 1 */
+  float scale;   /* multiplies q . k; 0 = 1 / sqrt(head_dim) */
+  const void* q; /* [batch, num_queries, num_q_heads, head_dim] q_dtype; contiguous */
+  const rarefy_paged_kv* kv;
+  const rarefy_index_set* index; /* sparse only; NULL for dense */
+  const float* sink_logits;      /* [num_q_heads] f32; NULL without sink_logit */
+  void* out;                     /* [batch, num_queries, num_q_heads, head_dim] out_dtype; contiguous */
+  float* lse;                    /* [batch, num_queries, num_q_heads] f32; natural log; nullable */
+  float* rel_std;     /* [batch, num_queries, num_q_heads] f32; estimated error of the denominator; nullable; sparse only */
+  float* out_rel_std; /* [batch, num_queries, num_q_heads] f32; estimated error of out; nullable; sparse only */
+  void* workspace;    /* [workspace_bytes] bytes; 64-byte aligned; NULL when the plan needs none */
+  size_t workspace_bytes;
+} rarefy_decode_args;
+
+RAREFY_API rarefy_status rarefy_decode_plan_create(const rarefy_decode_problem* problem, rarefy_decode_plan** plan);
+RAREFY_API void rarefy_decode_plan_free(rarefy_decode_plan* plan);
+/* "cpu_avx3", "ref", ...; "" for NULL. Valid until the plan is freed. */
+RAREFY_API const char* rarefy_decode_plan_implementation(const rarefy_decode_plan* plan);
+RAREFY_API rarefy_status rarefy_decode_plan_workspace_bytes(const rarefy_decode_plan* plan, size_t* workspace_bytes);
+/* Once for a workspace, before its first run. */
+RAREFY_API rarefy_status rarefy_decode_plan_prepare_workspace(
+    const rarefy_decode_plan* plan, void* workspace, /* [workspace_bytes] bytes; 64-byte aligned */
+    size_t workspace_bytes, void* stream);           /* not a tensor: a cudaStream_t */
+RAREFY_API rarefy_status rarefy_decode_plan_run(const rarefy_decode_plan* plan, const rarefy_decode_args* args,
+                                                void* stream); /* not a tensor: a cudaStream_t */
+/* Waits for the stream; reports the first bad count or token id that runs met on a device since the last check. */
+RAREFY_API rarefy_status rarefy_decode_plan_check(const rarefy_decode_plan* plan,
+                                                  const void* workspace, /* [workspace_bytes] bytes */
+                                                  void* stream);         /* not a tensor: a cudaStream_t */
+
+/* Merging (out, lse) pairs of disjoint sets of tokens, in the order given. Needs no workspace. */
+typedef struct rarefy_merge_plan rarefy_merge_plan;
+
+typedef struct rarefy_merge_problem {
+  size_t struct_size;
+  int32_t device_kind; /* a rarefy_device_kind */
+  int32_t device_index;
+  int32_t head_dim; /* 1 to 256 */
+} rarefy_merge_problem;
+
+typedef struct rarefy_merge_args {
+  size_t struct_size;
+  int32_t num_parts;
+  int64_t num_rows;
+  const float* part_out; /* [num_parts, num_rows, head_dim] f32 */
+  const float* part_lse; /* [num_parts, num_rows] f32; natural log; -inf = nothing attended to */
+  float* out;            /* [num_rows, head_dim] f32; may be the first part */
+  float* lse;            /* [num_rows] f32; nullable; may be the first part's */
+} rarefy_merge_args;
+
+RAREFY_API rarefy_status rarefy_merge_plan_create(const rarefy_merge_problem* problem, rarefy_merge_plan** plan);
+RAREFY_API void rarefy_merge_plan_free(rarefy_merge_plan* plan);
+RAREFY_API const char* rarefy_merge_plan_implementation(const rarefy_merge_plan* plan);
+RAREFY_API rarefy_status rarefy_merge_plan_run(const rarefy_merge_plan* plan, const rarefy_merge_args* args,
+                                               void* stream); /* not a tensor: a cudaStream_t */
 
 #ifdef __cplusplus
 }

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
+#include "rarefy/attention/decode.h"
+#include "rarefy/attention/merge.h"
 #include "rarefy/engine/session.h"
 #include "rarefy/model/model.h"
 #include "rarefy/rarefy.h"
@@ -17,4 +20,15 @@ struct rarefy_engine {
 
 struct rarefy_session {
   rarefy::Session session;
+};
+
+struct rarefy_decode_plan {
+  rarefy::DecodePlan plan;
+  rarefy::DecodeOp op;
+  std::string implementation;
+};
+
+struct rarefy_merge_plan {
+  rarefy::MergePlan plan;
+  std::string implementation;
 };

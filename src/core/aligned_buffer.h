@@ -1,4 +1,5 @@
-// AlignedBuffer: move-only bytes on a 64-byte boundary that grow and never shrink.
+// AlignedBuffer: bytes aligned to a cache line that grow when asked and never shrink, so that a caller which repeats a shape
+// allocates once. Contents are lost when it grows. Move-only; belongs to one thread at a time.
 #pragma once
 
 #include <cstddef>
@@ -9,15 +10,25 @@ namespace rarefy {
 
 class AlignedBuffer {
  public:
-  // At least `bytes` bytes; contents are lost when it grows. Null when memory is exhausted.
+  static constexpr std::size_t kAlignmentBytes = 64;
+
+  // At least `bytes` bytes, or null when the system has none left.
   std::byte* reserve(std::size_t bytes) {
-    if (bytes > capacity_) {
-      capacity_ = (bytes + 63) / 64 * 64;
-      data_.reset(static_cast<std::byte*>(std::aligned_alloc(64, capacity_)));
-      if (data_ == nullptr) capacity_ = 0;
-    }
+    if (bytes <= capacity_) return data_.get();
+    if (bytes > static_cast<std::size_t>(-1) / 2) return nullptr;
+    const std::size_t rounded = (bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
+    data_.reset();  // the old memory can serve the new request
+    data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignmentBytes, rounded)));
+    capacity_ = data_ != nullptr ? rounded : 0;
     return data_.get();
   }
+  // The same for `count` elements.
+  template <typename T>
+  T* reserve_elements(std::size_t count) {
+    if (count > static_cast<std::size_t>(-1) / 2 / sizeof(T)) return nullptr;
+    return reinterpret_cast<T*>(reserve(count * sizeof(T)));
+  }
+
   std::byte* data() const { return data_.get(); }
   std::size_t capacity() const { return capacity_; }
 

@@ -30,7 +30,7 @@ Status ForwardScratch::Impl::reserve(const ModelConfig& config, int64_t num_toke
                         {&rotation.sin, half},
                         {&local_rotation.cos, local_half},
                         {&local_rotation.sin, local_half}};
-  constexpr int64_t kLine = cpu::AlignedBuffer::kAlignmentBytes / sizeof(float);
+  constexpr int64_t kLine = AlignedBuffer::kAlignmentBytes / sizeof(float);
   const auto rounded = [&](const Part& part) { return (part.width * num_tokens + kLine - 1) / kLine * kLine; };
   int64_t total = 0;
   for (const Part& part : parts) total += rounded(part);

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "cpu/matmul/aligned_buffer.h"
+#include "core/aligned_buffer.h"
 #include "cpu/matmul/matmul.h"
 #include "rarefy/model/model.h"
 
@@ -32,14 +32,14 @@ class ForwardScratch::Impl {
   Rotation rotation;           // of full-attention layers
   Rotation local_rotation;     // of sliding layers
   cpu::MatmulScratch matmul;
-  cpu::AlignedBuffer delta;  // what the delta rule asks for
+  AlignedBuffer delta;  // what the delta rule asks for
 
   // For tests: called with the residual stream after the embedding (layer -1) and after each layer.
   std::function<void(int32_t layer, int64_t num_tokens, const float* hidden)>
       observer;  // hidden: [num_tokens, hidden_size] f32
 
  private:
-  cpu::AlignedBuffer storage_;  // all of the above
+  AlignedBuffer storage_;  // all of the above
 };
 
 }  // namespace rarefy

@@ -37,18 +37,22 @@ Scores exact_scores(const float* q, const float* keys, int64_t num_keys, int32_t
 }
 
 std::vector<double> rotate(const float* x, const std::vector<float>& factors, const std::vector<int32_t>& block_sizes) {
-  std::vector<double> out;
-  int32_t first = 0;
-  for (int32_t size : block_sizes) {
-    for (int32_t i = 0; i < size; ++i) {
-      double sum = 0.0;
-      for (int32_t j = 0; j < size; ++j) {
-        const double term = double{factors[first + j]} * double{x[first + j]};
-        sum += std::popcount(static_cast<uint32_t>(i & j)) % 2 == 0 ? term : -term;
+  const int32_t head_dim = std::accumulate(block_sizes.begin(), block_sizes.end(), 0);
+  std::vector<double> out(x, x + head_dim);
+  for (size_t round = 0; round < factors.size(); round += static_cast<size_t>(head_dim)) {
+    const std::vector<double> in = out;
+    int32_t first = 0;
+    for (int32_t size : block_sizes) {
+      for (int32_t i = 0; i < size; ++i) {
+        double sum = 0.0;
+        for (int32_t j = 0; j < size; ++j) {
+          const double term = double{factors[round + static_cast<size_t>(first + j)]} * in[static_cast<size_t>(first + j)];
+          sum += std::popcount(static_cast<uint32_t>(i & j)) % 2 == 0 ? term : -term;
+        }
+        out[static_cast<size_t>(first + i)] = sum;
       }
-      out.push_back(sum);
+      first += size;
     }
-    first += size;
   }
   return out;
 }

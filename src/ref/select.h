@@ -18,9 +18,9 @@ Scores exact_scores(const float* q,     // [head_dim] f32; multiplied by the att
                     const float* keys,  // [num_keys, head_dim] f32
                     int64_t num_keys, int32_t head_dim);
 
-// Sign flips, then a Walsh-Hadamard matrix per block, written out: out_i = sum_j (-1)^popcount(i & j) factors_j x_j.
+// Rounds of sign flips and a Walsh-Hadamard matrix per block, written out: out_i = sum_j (-1)^popcount(i & j) factors_j x_j.
 std::vector<double> rotate(const float* x,                               // [head_dim] f32
-                           const std::vector<float>& factors,            // [head_dim] f32
+                           const std::vector<float>& factors,            // [num_rounds, head_dim] f32
                            const std::vector<int32_t>& block_sizes);     // they add up to head_dim
 
 // Quest: sum_d max(q_d minimum_d, q_d maximum_d).

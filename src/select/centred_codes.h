@@ -7,27 +7,30 @@
 //   score = q . mean + scale * (R q . signs),   signs = sign(R k - mean),   scale = mean over d of |R k - mean|
 //
 // Bytes per token: head_dim / 8 signs + 1 scale (e4m4) + (head_dim / 2 + 4) / 64 for the mean: 9.6 at head_dim 64, 18.1 at 128.
+// (q . signs) is computed from a rounded query (cpu/select/sign_planes.h), q . mean in f32.
 //
 // While a block fills, its mean is that of its first 16 floor(n / 16) keys (zero below 16): an entry stays a function of the
 // block's keys, and only every sixteenth token re-encodes the others.
 //
-// Entry: f32 step of the mean; [head_dim / 2] bytes, 7 + round(mean / step) in halves of bytes; four blocks of cpu/select/nibble_scores.h.
+// Entry: f32 step of the mean; [head_dim / 2] bytes, 7 + round(mean / step) in halves of bytes; a block of cpu/select/sign_planes.h.
 #pragma once
 
-#include "select/rotated_codes.h"
+#include "cpu/select/sign_planes.h"
+#include "rarefy/select/selector.h"
+#include "select/rotation.h"
 
 namespace rarefy {
 
 class CentredSignSelector final : public Selector {
  public:
-  static constexpr int32_t kBlockTokens = 64;
+  static constexpr int32_t kBlockTokens = cpu::kPlaneTokens;
   static constexpr int32_t kMeanTokens = 16;  // the mean moves when so many more tokens are in
 
   explicit CentredSignSelector(const SelectorShape& shape);
 
   std::string name() const override { return "sign64"; }
   int32_t block_tokens() const override { return kBlockTokens; }
-  int64_t block_bytes() const override { return codes_offset() + kCodeBlocks * codes_bytes(); }
+  int64_t block_bytes() const override { return codes_offset() + cpu::plane_block_bytes(num_planes_); }
   // All keys when the mean changes.
   int32_t first_key_read(int32_t first_new, int32_t num_tokens) const override {
     return first_new > 0 && first_new / kMeanTokens == num_tokens / kMeanTokens ? first_new : 0;
@@ -38,16 +41,13 @@ class CentredSignSelector final : public Selector {
   void score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const override;
 
  private:
-  static constexpr int32_t kCodeBlocks = kBlockTokens / cpu::kNibbleBlockTokens;
-
   int64_t codes_offset() const { return static_cast<int64_t>(sizeof(float)) + shape_.head_dim / 2; }
-  int64_t codes_bytes() const { return cpu::nibble_block_bytes(num_lanes_, cpu::NibbleScale::e4m4); }
-  void store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const;  // rotated [num_tokens, head_dim] f32, entry [block_bytes] bytes
+  // `rotated` [num_tokens, head_dim] f32, `entry` [block_bytes] bytes
+  void store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const;
 
   SelectorShape shape_;
   Rotation rotation_;
-  int32_t num_lanes_;
-  alignas(64) std::array<float, 4 * cpu::kNibblePatterns> coefficients_;  // [dims_per_group, 16] f32
+  int32_t num_planes_;
 };
 
 }  // namespace rarefy

@@ -9,10 +9,10 @@ namespace rarefy {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int32_t kSampleTokens = 2048;    // at least, where there are as many: 6 % of 32,768 tokens
-constexpr float kSpikeMargin = 1.0f;       // nats
-constexpr int32_t kMinSampleBlocks = 48;   // large blocks: tokens of one block are alike
-constexpr int32_t kRunTokens = 512;     // scores of a run and 4 queries take 8 KiB of the L1 cache
+constexpr int32_t kSampleTokens = 2048;   // at least, where there are as many: 6 % of 32,768 tokens
+constexpr float kSpikeMargin = 1.0f;      // nats
+constexpr int32_t kMinSampleBlocks = 48;  // large blocks: tokens of one block are alike
+constexpr int32_t kRunTokens = 512;       // scores of a run and 4 queries take 8 KiB of the L1 cache
 
 int32_t run_blocks(int32_t block_tokens) { return std::clamp(kRunTokens / block_tokens, 1, kMaxRunBlocks); }
 
@@ -22,12 +22,13 @@ float log_add(float a, float b) {
 }
 
 float* score_buffer(AlignedBuffer& buffer, int64_t count) {
-  return reinterpret_cast<float*>(buffer.reserve(static_cast<size_t>(count) * sizeof(float)));
+  return buffer.reserve_elements<float>(static_cast<size_t>(count));
 }
 
 }  // namespace
 
-void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores, int64_t score_stride) const {
+void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores,
+                        int64_t score_stride) const {
   BlockPointers pointers;
   // What follows may be prefetched while these are scored.
   const int32_t rest = (source_->num_blocks() - 1 - first_block) / stride + 1 - num_blocks;
@@ -36,14 +37,36 @@ void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks,
   problem_.selector->score(state_.data(), blocks, scores, score_stride);
 }
 
-void ListBuilder::begin(const Problem& problem, const BlockSource& source) {
+void ListBuilder::set(const Problem& problem, const BlockSource& source) {
   problem_ = problem;
   source_.emplace(source);
   passes_ = 0;
-  const Selector& selector = *problem.selector;
-  selector.prepare(source.head(), problem.q, state_.reserve(std::max<size_t>(selector.query_state_bytes(), 1)));
+}
+
+void ListBuilder::begin() {
+  const Selector& selector = *problem_.selector;
+  selector.prepare(source_->head(), problem_.q, state_.reserve(std::max<size_t>(selector.query_state_bytes(), 1)));
   sample();
   guess_thresholds();
+}
+
+// Index entries; a selector without any reads keys, which are too many.
+void ListBuilder::add_entries(FetchQueue& queue, int32_t first_block, int32_t stride, int32_t num_blocks) const {
+  const auto bytes = static_cast<int32_t>(problem_.selector->block_bytes());
+  if (bytes == 0) return;
+  for (int32_t done = 0; done < num_blocks; done += kMaxRunBlocks) {
+    BlockPointers pointers;
+    const int32_t count = std::min(kMaxRunBlocks, num_blocks - done);
+    const ScoreBlocks blocks = source_->blocks(first_block + done * stride, stride, count, 0, pointers);
+    for (int32_t block = 0; block < count; ++block) queue.add(blocks.entries[block], bytes);
+  }
+}
+
+void ListBuilder::add_sample(FetchQueue& queue) const {
+  const SampleBlocks blocks = sample_blocks();
+  add_entries(queue, 0, 1, blocks.first);
+  add_entries(queue, blocks.end, 1, source_->num_blocks() - blocks.end);
+  add_entries(queue, blocks.first, blocks.step, blocks.count);
 }
 
 // Adds weight * exp(score) of some blocks to the sums; tokens past the end do not count.
@@ -54,12 +77,22 @@ void ListBuilder::add_to_sums(const float* scores, int64_t score_stride, int32_t
   }
 }
 
+ListBuilder::SampleBlocks ListBuilder::sample_blocks() const {
+  const int32_t block_tokens = source_->block_tokens(), num_blocks = source_->num_blocks();
+  SampleBlocks result;
+  // What holds sink or local tokens, or is the first or the (unfinished) last block, counts in full.
+  result.first = std::min(num_blocks, std::max(1, (problem_.num_sink + block_tokens - 1) / block_tokens));
+  result.end = std::max(result.first, std::min(num_blocks - 1, (source_->kv_len() - problem_.num_local) / block_tokens));
+  const int32_t num_middle = result.end - result.first;
+  result.step = std::max(1, num_middle / std::max(kSampleTokens / block_tokens, kMinSampleBlocks));
+  result.count = (num_middle + result.step - 1) / result.step;
+  return result;
+}
+
 void ListBuilder::sample() {
   const int32_t block_tokens = source_->block_tokens(), num_blocks = source_->num_blocks(), kv_len = source_->kv_len();
   const int32_t run = run_blocks(block_tokens);
-  // Blocks before `middle` and from `tail` on hold sink or local tokens, or are the first or the (unfinished) last.
-  const int32_t middle = std::min(num_blocks, std::max(1, (problem_.num_sink + block_tokens - 1) / block_tokens));
-  const int32_t tail = std::max(middle, std::min(num_blocks - 1, (kv_len - problem_.num_local) / block_tokens));
+  const auto [middle, step, num_sampled, tail] = sample_blocks();
   log_sums_.fill(-kInfinity);
   for (const auto& [first, end] : {std::pair{0, middle}, std::pair{tail, num_blocks}}) {
     for (int32_t block = first; block < end; block += run) {
@@ -71,14 +104,12 @@ void ListBuilder::sample() {
     }
   }
 
-  const int32_t num_middle = tail - middle;
-  const int32_t step = std::max(1, num_middle / std::max(kSampleTokens / block_tokens, kMinSampleBlocks));
-  const int32_t num_sampled = (num_middle + step - 1) / step;
   sample_tokens_ = num_sampled * block_tokens;
-  sample_weight_ = num_sampled > 0 ? static_cast<float>(num_middle) / static_cast<float>(num_sampled) : 0.0f;
+  sample_weight_ = num_sampled > 0 ? static_cast<float>(tail - middle) / static_cast<float>(num_sampled) : 0.0f;
   float* scores = score_buffer(sample_scores_, int64_t{problem_.group} * sample_tokens_);  // [group, sample_tokens] f32
   for (int32_t done = 0; done < num_sampled; done += run) {
-    score(middle + done * step, step, std::min(run, num_sampled - done), scores + int64_t{done} * block_tokens, sample_tokens_);
+    score(middle + done * step, step, std::min(run, num_sampled - done), scores + int64_t{done} * block_tokens,
+          sample_tokens_);
   }
   if (num_sampled > 0) add_to_sums(scores, sample_tokens_, sample_tokens_, std::log(sample_weight_));
 }
@@ -90,7 +121,7 @@ void ListBuilder::guess_thresholds() {
   thresholds_ = SpendThresholds::guess(problem_.rule, sample_group_.data(), sample_tokens_, sample_weight_, exp_scratch_);
 }
 
-void ListBuilder::scan(ScanPart& part) const {
+void ListBuilder::scan(ScanPart& part, FetchQueue* queue) const {
   const int32_t block_tokens = source_->block_tokens();
   const int32_t run = run_blocks(block_tokens);
   const int32_t first_token = problem_.num_sink, end_token = source_->kv_len() - problem_.num_local;
@@ -102,12 +133,15 @@ void ListBuilder::scan(ScanPart& part) const {
   part.maxima.fill(-kInfinity);
   part.count = 0;
   const auto room = static_cast<size_t>(run * block_tokens + cpu::kCandidatePadding);
+  if (queue != nullptr) queue->start((part.end_block - part.first_block + run - 1) / run * 2);
   for (int32_t block = part.first_block; block < part.end_block; block += run) {
+    if (queue != nullptr) queue->turn();
     const int32_t count = std::min(run, part.end_block - block);
     const int32_t first = std::max(first_token, block * block_tokens);
     const int32_t end = std::min(end_token, (block + count) * block_tokens);
     if (first >= end) continue;
     score(block, 1, count, scores, stride);
+    if (queue != nullptr) queue->turn();
     if (part.token_ids.size() < part.count + room) {
       part.token_ids.resize(2 * (part.count + room));
       part.group_scores.resize(part.token_ids.size());
@@ -119,7 +153,7 @@ void ListBuilder::scan(ScanPart& part) const {
 }
 
 void ListBuilder::scan_all(std::vector<ScanPart>& parts) {
-  for (ScanPart& part : parts) scan(part);
+  for (ScanPart& part : parts) scan(part, nullptr);
 }
 
 Candidates ListBuilder::gather(const std::vector<ScanPart>& parts) {

@@ -1,5 +1,6 @@
 // ListBuilder: one list of an IndexSet, from a prepared query group to token ids and weights.
 //
+//   set()     says what to do; add_sample() then names what begin() will read, so that it can be fetched ahead
 //   begin()   scores a fixed sample of blocks: estimates L_h, guesses thresholds
 //   scan()    scores every block of a range once and keeps candidates; ranges may be scanned by different threads
 //   finish()  settles L_h and spends the budget; scans again itself in the rare cases that need it
@@ -16,6 +17,7 @@
 
 #include "core/aligned_buffer.h"
 #include "select/block_source.h"
+#include "select/fetch_queue.h"
 #include "select/spend.h"
 
 namespace rarefy {
@@ -40,18 +42,27 @@ class ListBuilder {
     const float* q = nullptr;  // [group, head_dim] f32; multiplied by the attention scale
   };
 
-  void begin(const Problem& problem, const BlockSource& source);
-  void scan(ScanPart& part) const;
+  void set(const Problem& problem, const BlockSource& source);
+  void add_sample(FetchQueue& queue) const;
+  void begin();
+  // Meanwhile the queue is worked off. `queue` may be null.
+  void scan(ScanPart& part, FetchQueue* queue) const;
   // Writes num_sink + min(budget, num_tokens) + num_local entries, ascending; returns how many.
   int32_t finish(std::vector<ScanPart>& parts,
-                 int32_t* token_ids,   // [max_selected] i32
-                 float* log_weight);   // [max_selected] f32
+                 int32_t* token_ids,  // [max_selected] i32
+                 float* log_weight);  // [max_selected] f32
 
   // Times that finish() needed every token scored, 1 or more; the sample is read again from cache and not counted.
   int32_t passes() const { return passes_; }
   const std::array<float, kMaxGroup>& log_sums() const { return log_sums_; }  // [group] f32; L_h
 
  private:
+  // Blocks of the sample: first, first + step, ...
+  struct SampleBlocks {
+    int32_t first = 0, step = 1, count = 0, end = 0;  // blocks before `first` and from `end` on count in full
+  };
+  SampleBlocks sample_blocks() const;
+  void add_entries(FetchQueue& queue, int32_t first_block, int32_t stride, int32_t num_blocks) const;
   void sample();
   void guess_thresholds();
   // scores [group, score_stride] f32

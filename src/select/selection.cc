@@ -23,7 +23,11 @@ constexpr int32_t kMinParallelTokens = 256;
 class Selection::Impl {
  public:
   Impl(const Policy& policy, std::shared_ptr<const Selector> selector, const SelectorShape& shape, int32_t index)
-      : policy_(policy), selector_(std::move(selector)), shape_(shape), index_(index), lists_(shape.num_kv_heads),
+      : policy_(policy),
+        selector_(std::move(selector)),
+        shape_(shape),
+        index_(index),
+        lists_(shape.num_kv_heads),
         parts_(shape.num_kv_heads) {}
 
   Status update_index(KvSequence& sequence, int32_t layer);
@@ -35,21 +39,27 @@ class Selection::Impl {
   void encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head, int32_t page,
                    int32_t first, int32_t end) const;
   void split_ranges(int32_t num_blocks);
+  // The keys and values of a list.
+  static void add_rows(const PagedKvView& view, int32_t kv_head,
+                       const int32_t* token_ids,  // [count] i32
+                       int32_t count, FetchQueue& queue);
 
   Policy policy_;
   std::shared_ptr<const Selector> selector_;
   SelectorShape shape_;
-  int32_t index_;  // of the cache; -1 for a selector without entries
+  int32_t index_;                             // of the cache; -1 for a selector without entries
   std::vector<ListBuilder> lists_;            // [num_kv_heads]
   std::vector<std::vector<ScanPart>> parts_;  // [num_kv_heads][parts]
   std::vector<float> scaled_q_;               // [num_q_heads, head_dim] f32
+  std::vector<FetchQueue> queues_;            // [threads]
 };
 
 void Selection::Impl::encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head,
                                   int32_t page, int32_t first, int32_t end) const {
   const int32_t block_tokens = selector_->block_tokens();
   const auto element_bytes = static_cast<int64_t>(size_of(view.dtype));
-  std::vector<float> keys(static_cast<size_t>(block_tokens) * view.head_dim);  // [block_tokens, head_dim] f32
+  // [block_tokens, head_dim] f32; only rows from first_key_read() on are filled
+  const auto keys = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(block_tokens) * view.head_dim);
   for (int32_t token = first / block_tokens * block_tokens; token < end; token += block_tokens) {
     const int32_t position = page * view.page_size + token;
     const auto* rows = static_cast<const std::byte*>(view.keys) + element_bytes * view.row_offset(0, position, kv_head);
@@ -58,8 +68,8 @@ void Selection::Impl::encode_page(const KvSequence& sequence, const PagedKvView&
     block.first_new = std::max(0, first - token);
     const int32_t first_key = selector_->first_key_read(block.first_new, block.num_tokens);
     cpu::rows_to_float(rows + element_bytes * first_key * view.token_stride, view.dtype, view.token_stride,
-                       block.num_tokens - first_key, view.head_dim, keys.data() + int64_t{first_key} * view.head_dim);
-    block.keys = keys.data();
+                       block.num_tokens - first_key, view.head_dim, keys.get() + int64_t{first_key} * view.head_dim);
+    block.keys = keys.get();
     selector_->encode({layer, kv_head}, block, sequence.index_entry(index_, layer, kv_head, position / block_tokens));
   }
 }
@@ -81,7 +91,10 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
 
   const auto tokens_in = [&](int32_t page) { return std::min(page_size, num_tokens - page * page_size); };
   const int32_t num_tasks = (num_pages - first_page) * shape_.num_kv_heads;
-  const bool parallel = num_tasks * page_size >= kMinParallelTokens;
+  int32_t num_new = 0;
+  for (int32_t page = first_page; page < num_pages; ++page)
+    num_new += tokens_in(page) - std::min(tokens_in(page), sequence.encoded_tokens(index_, layer, page));
+  const bool parallel = num_new * shape_.num_kv_heads >= kMinParallelTokens;
 #pragma omp parallel for schedule(static) num_threads(num_threads()) if (parallel)
   for (int32_t task = 0; task < num_tasks; ++task) {
     const int32_t page = first_page + task / shape_.num_kv_heads;
@@ -112,10 +125,22 @@ void Selection::Impl::split_ranges(int32_t num_blocks) {
   }
 }
 
+void Selection::Impl::add_rows(const PagedKvView& view, int32_t kv_head, const int32_t* token_ids, int32_t count,
+                               FetchQueue& queue) {
+  const auto element_bytes = static_cast<int64_t>(size_of(view.dtype));
+  const auto row_bytes = static_cast<int32_t>(view.head_dim * element_bytes);
+  for (int32_t i = 0; i < count; ++i) {
+    const int64_t offset = element_bytes * view.row_offset(0, token_ids[i], kv_head);
+    queue.add(static_cast<const std::byte*>(view.keys) + offset, row_bytes);
+    queue.add(static_cast<const std::byte*>(view.values) + offset, row_bytes);
+  }
+}
+
 Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost) {
   if (step.q == nullptr || step.layer < 0 || step.layer >= shape_.num_layers) {
     return Status::invalid_argument("selection: expected queries and a layer below " + std::to_string(shape_.num_layers) +
-                                    ", got layer " + std::to_string(step.layer) + (step.q == nullptr ? " and no queries" : ""));
+                                    ", got layer " + std::to_string(step.layer) +
+                                    (step.q == nullptr ? " and no queries" : ""));
   }
   const int32_t kv_len = sequence.length() + sequence.pending();
   if (kv_len == 0) return Status::invalid_argument("selection: the sequence is empty; append tokens first");
@@ -138,7 +163,7 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
   const int32_t num_blocks = (kv_len + block_tokens - 1) / block_tokens;
   split_ranges(num_blocks);
   const auto num_parts = static_cast<int32_t>(parts_[0].size());
-  const auto begin = [&](int32_t kv_head) {
+  const auto set_problem = [&](int32_t kv_head) {
     ListBuilder::Problem problem;
     problem.selector = selector_.get();
     problem.group = shape_.group;
@@ -147,26 +172,44 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
     problem.rule = {policy_.spend, budget.selected, num_free, policy_.floor,
                     make_list_key(step.seed, RngPurpose::select, step.layer, kv_head, step.position)};
     problem.q = scaled_q_.data() + int64_t{kv_head} * shape_.group * shape_.head_dim;
-    lists_[kv_head].begin(problem, BlockSource(sequence, index_, block_tokens, {step.layer, kv_head}));
+    lists_[kv_head].set(problem, BlockSource(sequence, index_, block_tokens, {step.layer, kv_head}));
   };
   const auto finish = [&](int32_t kv_head) {
     set.count(0, kv_head) = lists_[kv_head].finish(parts_[kv_head], set.token_ids(0, kv_head), set.log_weight(0, kv_head));
   };
+  const PagedKvView view = sequence.view(step.layer);
+  // Scanning an index is arithmetic more than memory: meanwhile the rows of the previous list, which attention will read, and
+  // the sample of the next list come in.
+  const auto build_lists = [&](int32_t first, int32_t end, FetchQueue& queue) {
+    if (first < end) set_problem(first);
+    for (int32_t kv_head = first; kv_head < end; ++kv_head) {
+      queue.clear();
+      if (kv_head > first) add_rows(view, kv_head - 1, set.token_ids(0, kv_head - 1), set.count(0, kv_head - 1), queue);
+      if (kv_head + 1 < end) {
+        set_problem(kv_head + 1);
+        lists_[kv_head + 1].add_sample(queue);
+      }
+      lists_[kv_head].begin();
+      lists_[kv_head].scan(parts_[kv_head][0], &queue);
+      finish(kv_head);
+    }
+  };
+  queues_.resize(static_cast<size_t>(num_threads()));
 #pragma omp parallel num_threads(num_threads())
   {
     if (num_parts == 1) {
-#pragma omp for schedule(dynamic)
-      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
-        begin(kv_head);
-        lists_[kv_head].scan(parts_[kv_head][0]);
-        finish(kv_head);
-      }
+      const int32_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+      build_lists(shape_.num_kv_heads * thread / threads, shape_.num_kv_heads * (thread + 1) / threads,
+                  queues_[static_cast<size_t>(thread)]);
     } else {
 #pragma omp for schedule(dynamic)
-      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) begin(kv_head);
+      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+        set_problem(kv_head);
+        lists_[kv_head].begin();
+      }
 #pragma omp for schedule(dynamic)
       for (int32_t task = 0; task < shape_.num_kv_heads * num_parts; ++task) {
-        lists_[task / num_parts].scan(parts_[task / num_parts][task % num_parts]);
+        lists_[task / num_parts].scan(parts_[task / num_parts][task % num_parts], nullptr);
       }
 #pragma omp for schedule(dynamic)
       for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) finish(kv_head);
@@ -189,24 +232,25 @@ Selection::Selection(Selection&&) noexcept = default;
 Selection& Selection::operator=(Selection&&) noexcept = default;
 Selection::~Selection() = default;
 
-Expected<Selection> Selection::make(const Policy& policy, std::shared_ptr<const Selector> selector, const SelectorShape& shape,
-                                    KvCache& cache) {
+Expected<Selection> Selection::make(const Policy& policy, std::shared_ptr<const Selector> selector,
+                                    const SelectorShape& shape, KvCache& cache) {
   if (selector == nullptr) return Status::invalid_argument("selection: expected a selector (select/registry.h), got none");
   if (policy.dense) return Status::invalid_argument("selection: a dense policy selects nothing; attend densely instead");
   const KvCacheConfig& config = cache.config();
   if (config.num_layers != shape.num_layers || config.num_kv_heads != shape.num_kv_heads ||
       config.head_dim != shape.head_dim || config.dtype != shape.kv_dtype) {
     return Status::invalid_argument(
-        "selection: the selector was made for num_layers=" + std::to_string(shape.num_layers) + " num_kv_heads=" +
-        std::to_string(shape.num_kv_heads) + " head_dim=" + std::to_string(shape.head_dim) + " " +
+        "selection: the selector was made for num_layers=" + std::to_string(shape.num_layers) +
+        " num_kv_heads=" + std::to_string(shape.num_kv_heads) + " head_dim=" + std::to_string(shape.head_dim) + " " +
         std::string(to_string(shape.kv_dtype)) + ", the cache has num_layers=" + std::to_string(config.num_layers) +
         " num_kv_heads=" + std::to_string(config.num_kv_heads) + " head_dim=" + std::to_string(config.head_dim) + " " +
         std::string(to_string(config.dtype)));
   }
   const int32_t block_tokens = selector->block_tokens();
   if (block_tokens < 1 || block_tokens > kMaxBlockTokens || config.page_size % block_tokens != 0) {
-    return Status::unsupported("selection: index=" + selector->name() + " works on blocks of " + std::to_string(block_tokens) +
-                               " tokens; page_size must be a multiple of that, got " + std::to_string(config.page_size));
+    return Status::unsupported("selection: index=" + selector->name() + " works on blocks of " +
+                               std::to_string(block_tokens) + " tokens; page_size must be a multiple of that, got " +
+                               std::to_string(config.page_size));
   }
   int32_t index = -1;
   if (selector->block_bytes() > 0) {

@@ -16,29 +16,23 @@ constexpr float kLowerByNats = 2.0f;
 
 bool random_part_is_flat(const SpendRule& rule) { return rule.spend == Spend::uniform; }
 
-// The n-th largest value. Pre: 1 <= n <= values.size().
-float nth_largest(const std::vector<float>& values, int32_t n, std::vector<float>& scratch) {
-  scratch.resize(values.size() + cpu::kCandidatePadding);
-  std::copy(values.begin(), values.end(), scratch.begin());
-  return cpu::nth_largest(scratch.data(), static_cast<int32_t>(values.size()), n);
+// The n-th largest value. Pre: 1 <= n <= count.
+float nth_largest(const float* values, int32_t count, int32_t n, std::vector<float>& scratch) {  // values: [count] f32
+  const auto padded = static_cast<size_t>(count) + cpu::kCandidatePadding;
+  if (scratch.size() < padded) scratch.resize(padded);
+  std::copy_n(values, count, scratch.begin());
+  return cpu::nth_largest(scratch.data(), count, n);
 }
 
-// Gives the `num` tokens with the best scores, ties by position, infinite keys and scores: they are drawn for certain and get
-// weight 0. `cut` is the num-th largest score.
+// Gives `num` tokens with the best scores infinite keys and scores: they are drawn for certain and get weight 0. `cut` is the
+// num-th largest score; those that equal it are taken by position.
 void raise_top(const Candidates& candidates, float cut, int32_t num, std::vector<float>& keys, std::vector<float>& mixed) {
-  int32_t at_least = 0, above = 0;
-  for (int32_t i = 0; i < candidates.count; ++i) {
-    at_least += candidates.scores[i] >= cut ? 1 : 0;
-    above += candidates.scores[i] > cut ? 1 : 0;
-  }
-  if (at_least == num) {  // no tie is left over; this loop has no branches
-    for (int32_t i = 0; i < candidates.count; ++i) {
-      const bool top = candidates.scores[i] >= cut;
-      keys[i] = top ? kInfinity : keys[i];
-      mixed[i] = top ? kInfinity : mixed[i];
-    }
+  if (cpu::count_at_least(candidates.scores, candidates.count, cut) == num) {  // no tie is left over
+    cpu::raise_at_least(candidates.scores, candidates.count, cut, keys.data(), mixed.data());
     return;
   }
+  int32_t above = 0;
+  for (int32_t i = 0; i < candidates.count; ++i) above += candidates.scores[i] > cut ? 1 : 0;
   int32_t ties = num - above;
   for (int32_t i = 0; i < candidates.count; ++i) {
     const bool tie = candidates.scores[i] == cut && ties > 0;
@@ -49,12 +43,13 @@ void raise_top(const Candidates& candidates, float cut, int32_t num, std::vector
 
 // Writes the `num` tokens with the largest keys: those above tau and, by position, some that equal it. Weights are
 // max(0, tau - mixed).
-void take(const Candidates& candidates, float tau, int32_t num, SpendScratch& scratch, int32_t* token_ids, float* log_weight) {
+void take(const Candidates& candidates, float tau, int32_t num, SpendScratch& scratch, int32_t* token_ids,
+          float* log_weight) {
   const size_t padded = static_cast<size_t>(candidates.count) + cpu::kCandidatePadding;
-  scratch.order.resize(padded);
-  scratch.ids.resize(padded);
-  const int32_t above = cpu::take_above(candidates.token_ids, scratch.mixed.data(), scratch.keys.data(), candidates.count, tau,
-                                        scratch.ids.data(), scratch.order.data());
+  if (scratch.order.size() < padded) scratch.order.resize(padded);
+  if (scratch.ids.size() < padded) scratch.ids.resize(padded);
+  const int32_t above = cpu::take_above(candidates.token_ids, scratch.mixed.data(), scratch.keys.data(), candidates.count,
+                                        tau, scratch.ids.data(), scratch.order.data());
   if (above == num) {
     std::copy_n(scratch.ids.begin(), num, token_ids);
     std::copy_n(scratch.order.begin(), num, log_weight);
@@ -106,7 +101,7 @@ SpendThresholds SpendThresholds::guess(const SpendRule& rule, const float* sampl
     const float target = (kMargin * static_cast<float>(rule.num_top()) + kSpareTokens) / weight;
     if (target < static_cast<float>(count)) {
       std::vector<float> order;
-      result.score = nth_largest({sample, sample + count}, std::max(1, static_cast<int32_t>(target)), order);
+      result.score = nth_largest(sample, count, std::max(1, static_cast<int32_t>(target)), order);
     }
   }
   if (rule.num_random() == 0) {
@@ -119,7 +114,8 @@ SpendThresholds SpendThresholds::guess(const SpendRule& rule, const float* sampl
     // Tokens that the top part takes reach the random threshold too.
     const float target = kMargin * static_cast<float>(rule.budget + 1) + kSpareTokens;
     const size_t bytes = sizeof(float) * (static_cast<size_t>(count) + 2 * cpu::kCandidatePadding);
-    result.key = cpu::expected_key_threshold(sample, count, weight, target, reinterpret_cast<float*>(scratch.reserve(bytes)));
+    result.key =
+        cpu::expected_key_threshold(sample, count, weight, target, reinterpret_cast<float*>(scratch.reserve(bytes)));
   }
   return result;
 }
@@ -151,7 +147,6 @@ cpu::CandidateFilter SpendThresholds::filter(const SpendRule& rule) const {
   return result;
 }
 
-
 bool spend(const SpendRule& rule, const SpendThresholds& thresholds, const Candidates& candidates, SpendScratch& scratch,
            int32_t* token_ids, float* log_weight) {
   const auto count = static_cast<size_t>(candidates.count);
@@ -165,8 +160,7 @@ bool spend(const SpendRule& rule, const SpendThresholds& thresholds, const Candi
   if (candidates.count < num + (num_random > 0 ? 1 : 0)) return false;
   float cut = -kInfinity;
   if (num_top > 0) {
-    scratch.mixed.assign(candidates.scores, candidates.scores + count);
-    cut = nth_largest(scratch.mixed, num_top, scratch.order);
+    cut = nth_largest(candidates.scores, candidates.count, num_top, scratch.order);
     if (!(cut > thresholds.score)) return false;
   }
   mix_scores(rule, candidates, scratch.mixed);
@@ -175,7 +169,7 @@ bool spend(const SpendRule& rule, const SpendThresholds& thresholds, const Candi
   if (num_random > 0) {
     cpu::random_keys(rule.key, candidates.token_ids, scratch.mixed.data(), candidates.count, scratch.keys.data());
     if (num_top > 0) raise_top(candidates, cut, num_top, scratch.keys, scratch.mixed);
-    tau = nth_largest(scratch.keys, num + 1, scratch.order);
+    tau = nth_largest(scratch.keys.data(), candidates.count, num + 1, scratch.order);
     if (!(tau > thresholds.key)) return false;
   } else {
     std::fill(scratch.keys.begin(), scratch.keys.end(), -kInfinity);

@@ -89,6 +89,84 @@ static int check_decode(rarefy_session* context, int32_t vocab_size, float* logi
   return 0;
 }
 
+/* Two tokens with equal keys: the mean of their values, by attention over both and by merging one and one. */
+static int check_attention(void) {
+  enum { DIM = 16, TOKENS = 2 };
+  const float keys[TOKENS * DIM] = {0}, q[DIM] = {1.0f, 2.0f};
+  float values[TOKENS * DIM], out[DIM], parts[2 * DIM], lse = 0.0f, part_lse[2];
+  const int32_t page_table[1] = {0}, kv_lens[1] = {TOKENS}, counts[1] = {1}, ids[2] = {0, 1};
+  rarefy_decode_plan* plan = NULL;
+  rarefy_decode_plan* sparse_plan = NULL;
+  rarefy_merge_plan* merge = NULL;
+  rarefy_decode_problem problem;
+  rarefy_decode_args args;
+  rarefy_paged_kv kv;
+  rarefy_index_set index;
+  rarefy_merge_problem merge_problem;
+  rarefy_merge_args merge_args;
+  size_t bytes = 0, sparse_bytes = 0;
+  void* workspace = NULL;
+  int i;
+  for (i = 0; i < TOKENS * DIM; ++i) values[i] = (float)i;
+  memset(&problem, 0, sizeof problem);
+  CHECK(rarefy_decode_plan_create(&problem, &plan) == RAREFY_INVALID_ARGUMENT && plan == NULL);
+  problem.struct_size = sizeof problem;
+  problem.num_q_heads = problem.num_kv_heads = 1;
+  problem.head_dim = DIM;
+  problem.kv_dtype = RAREFY_DTYPE_F32;
+  REQUIRE(rarefy_decode_plan_create(&problem, &plan) == RAREFY_OK);
+  CHECK(strlen(rarefy_decode_plan_implementation(plan)) > 0);
+  problem.op = RAREFY_DECODE_SPARSE;
+  problem.max_selected = 1;
+  REQUIRE(rarefy_decode_plan_create(&problem, &sparse_plan) == RAREFY_OK);
+  REQUIRE(rarefy_decode_plan_workspace_bytes(plan, &bytes) == RAREFY_OK);
+  REQUIRE(rarefy_decode_plan_workspace_bytes(sparse_plan, &sparse_bytes) == RAREFY_OK);
+  if (sparse_bytes > bytes) bytes = sparse_bytes;
+  workspace = malloc(bytes + 64);
+  REQUIRE(workspace != NULL);
+
+  memset(&kv, 0, sizeof kv);
+  kv.struct_size = sizeof kv;
+  kv.keys = keys, kv.values = values, kv.page_table = page_table, kv.kv_lens = kv_lens;
+  kv.num_pages = kv.max_pages_per_sequence = 1;
+  memset(&args, 0, sizeof args);
+  args.struct_size = sizeof args;
+  args.q = q, args.kv = &kv, args.out = out, args.lse = &lse;
+  args.workspace = (void*)(((uintptr_t)workspace + 63) / 64 * 64), args.workspace_bytes = bytes;
+  REQUIRE(rarefy_decode_plan_prepare_workspace(plan, args.workspace, bytes, NULL) == RAREFY_OK);
+  REQUIRE(rarefy_decode_plan_run(plan, &args, NULL) == RAREFY_OK);
+  CHECK(rarefy_decode_plan_check(plan, args.workspace, NULL) == RAREFY_OK);
+  for (i = 0; i < DIM; ++i) CHECK(fabs(out[i] - (i + DIM / 2.0)) < 1e-5);
+  CHECK(fabs(lse - log(2.0)) < 1e-5);
+
+  memset(&index, 0, sizeof index);
+  index.struct_size = sizeof index;
+  index.max_selected = 1, index.counts = counts;
+  args.index = &index;
+  for (i = 0; i < 2; ++i) {
+    index.token_ids = ids + i;
+    args.out = parts + i * DIM, args.lse = part_lse + i;
+    REQUIRE(rarefy_decode_plan_run(sparse_plan, &args, NULL) == RAREFY_OK);
+  }
+  memset(&merge_problem, 0, sizeof merge_problem);
+  merge_problem.struct_size = sizeof merge_problem;
+  merge_problem.head_dim = DIM;
+  REQUIRE(rarefy_merge_plan_create(&merge_problem, &merge) == RAREFY_OK);
+  CHECK(strlen(rarefy_merge_plan_implementation(merge)) > 0);
+  memset(&merge_args, 0, sizeof merge_args);
+  merge_args.struct_size = sizeof merge_args;
+  merge_args.num_parts = 2, merge_args.num_rows = 1;
+  merge_args.part_out = parts, merge_args.part_lse = part_lse, merge_args.out = out;
+  memset(out, 0, sizeof out);
+  REQUIRE(rarefy_merge_plan_run(merge, &merge_args, NULL) == RAREFY_OK);
+  for (i = 0; i < DIM; ++i) CHECK(fabs(out[i] - (i + DIM / 2.0)) < 1e-5);
+  rarefy_merge_plan_free(merge);
+  rarefy_decode_plan_free(sparse_plan);
+  rarefy_decode_plan_free(plan);
+  free(workspace);
+  return 0;
+}
+
 static int run(const char* folder) {
   rarefy_model* model = NULL;
   rarefy_engine* engine = NULL;
@@ -100,6 +178,7 @@ static int run(const char* folder) {
   int num_chunks = 0, num_messages = 0;
 
   CHECK(rarefy_version() == RAREFY_VERSION_MAJOR * 10000 + RAREFY_VERSION_MINOR * 100 + RAREFY_VERSION_PATCH);
+  if (check_attention() != 0) return 1;
   rarefy_set_log_callback(count_messages, &num_messages);
   CHECK(rarefy_model_load("no such folder", NULL, &model) != RAREFY_OK && model == NULL);
   REQUIRE(rarefy_model_load(folder, NULL, &model) == RAREFY_OK);

@@ -124,6 +124,46 @@ TEST_F(CliVerbs, InspectKnowsTheCheckpoint) {
   EXPECT_GT(record.at("ceilings").at(1).at("tokens_per_second"), record.at("ceilings").at(0).at("tokens_per_second"));
 }
 
+TEST(CliModels, ListsSizesAndMemory) {
+  const ProgramResult text = run_program({"models", "-c", "65536"});
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  for (const char* part : {"meta-llama/Llama-3.1-8B-Instruct", "131,072", "16.1 GB", "122,532", "at 65,536 tokens"}) {
+    EXPECT_NE(text.out.find(part), std::string::npos) << part;
+  }
+  const ProgramResult one = run_program(
+      {"models", "gemma-3-27b-it", "-c", "100000", "--policy", "total=1000 sink=4 local=32 index=sign", "--json"});
+  ASSERT_EQ(one.exit_code, 0) << one.err;
+  const json record = json::parse(one.out);
+  const double row_bytes = 16 * 128 * 2 * 2;  // keys and values of a token in one layer
+  EXPECT_DOUBLE_EQ(record.at("kv_bytes"), 10 * row_bytes * 100000);
+  EXPECT_DOUBLE_EQ(record.at("memory_bytes"), record.at("weight_bytes").get<double>() +
+                                                  record.at("kv_bytes").get<double>() +
+                                                  record.at("index_bytes").get<double>() + 52 * 1024 * row_bytes);
+  EXPECT_GE(record.at("index_bytes"), 10 * 16 * 100000 * 128 / 8.0);  // at least a bit a dimension
+  EXPECT_NEAR(record.at("dense_step_bytes").get<double>() - record.at("sparse_step_bytes").get<double>(),
+              0.99 * record.at("kv_bytes").get<double>() - record.at("index_bytes").get<double>(), 1.0);
+  EXPECT_EQ(run_program({"models", "gpt-9"}).exit_code, 2);
+  EXPECT_EQ(run_program({"models", "--policy", "50y"}).exit_code, 2);
+}
+
+TEST(CliModels, GiveBenchmarksTheirShapes) {
+  const ProgramResult result =
+      run_program({"bench", "attention", "--case", "model=Qwen3.5-0.8B kv_len=256", "--repeats", "3", "-t", "1", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  bool any = false;
+  std::istringstream lines(result.out);
+  for (std::string line; std::getline(lines, line);) {
+    const json record = json::parse(line);
+    if (record.value("op", "") != "dense_decode") continue;
+    any = true;
+    EXPECT_EQ(record.at("num_q_heads"), 8);
+    EXPECT_EQ(record.at("num_kv_heads"), 2);
+    EXPECT_EQ(record.at("head_dim"), 256);
+  }
+  EXPECT_TRUE(any) << result.out;
+  EXPECT_EQ(run_program({"bench", "attention", "--case", "model=gpt-9"}).exit_code, 2);
+}
+
 TEST_F(CliVerbs, PerplexityOfAFullBudgetIsThatOfDense) {
   const std::string text = files_.write("text.txt", sample_text(3000));
   const std::vector<json> lines =

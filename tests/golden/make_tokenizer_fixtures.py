@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
-"""Makes the golden tokenizer fixtures: tiny byte-level BPE tokenizers and what the `tokenizers` package does with them.
+"""Makes the golden tokenizer fixtures: tiny BPE tokenizers, byte-level and with byte fallback, and what the `tokenizers` package does with them.
 
     python3 tests/golden/make_tokenizer_fixtures.py OUT_DIR      # e.g. tests/golden/tokenizers
 
-Needs tokenizers 0.23; under a minute. OUT_DIR gets, per tokenizer:
+Needs tokenizers 0.23; a few minutes. `make_tokenizer_fixtures.py OUT_DIR --show NAME INDEX` prints instead what the package does with
+one of the texts whose results are stored as hashes; `make_tokenizer_fixtures.py OUT_DIR --large NUM_MERGES FILE...` trains tokenizers of
+the five families on the text of files instead, for benchmarks. OUT_DIR gets, per tokenizer:
 
     NAME.tokenizer.json   the tokenizer
     NAME.cases.jsonl      one case a line: [text, ids, ids with special tokens as plain text or null when equal,
                           decoded text or null when equal to text, the same without special tokens or null when equal to decoded]
     NAME.decode.jsonl     [ids, text, text without special tokens] for ids that no text has
 
+    NAME.hashes           what it does with the texts of token_texts.py: first a hash of all texts, then one of each text's results,
+                          then one of each long text's
+
 and
 
+    fragments.json        what the texts of token_texts.py are made of
     classes.json          for each character class: the first and last code points of its ranges in the package's regular expressions
     splits.jsonl          [pattern, is a regular expression, behaviour, invert, text, pieces]
 
@@ -22,7 +28,10 @@ import pathlib
 import random
 import sys
 import unicodedata
+import zlib
 
+import token_texts
+from token_texts import CODE, CONTROL, EMOJI, MARKED, NUMBERS, PUNCTUATION, SCRIPTS, WHITE, WORDS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SEED = 20261124
@@ -45,29 +54,7 @@ for (int i = 0; i < 10; ++i) { printf("%d\\n", values[i]); }  // prints ten valu
 مرحبا بالعالم שלום עולם नमस्ते दुनिया สวัสดีชาวโลก 😀😃👍🏽👩‍👩‍👧‍👦🇩🇪🇫🇷 ∑∫√ ½¾ ١٢٣ 一二三
 """
 
-WORDS = ("the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one you "
-         "were all her she there would their we him been has when who will no more if out so up said what its about than into them "
-         "can only other time new some could these two may first then do any like my now over such our man me even most made after "
-         "internationalisation uncharacteristically I'm I'LL WE'VE don't Don'T 'S 'Re o'clock ''s naïve café résumé Straße ŒUVRE").split()
-WHITE = [" ", "  ", "   ", "\t", "\n", "\r\n", "\r", "\n\n", " \n", "\n ", "\t\t", "\u00a0", "\u2003", "\u3000", "\u2028", "\u0085",
-         "\u180e", "\u200b", "\x0b", "\x0c", "\u1680", "\u202f", "\u205f", "\x1c", "\ufeff"]
-EMOJI = ["😀", "👍🏽", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪", "🇩", "❤️", "☺", "👨🏿‍🚀", "1️⃣", "\u200d", "\ufe0f", "🫨", "🪿"]
-MARKED = ["e\u0301", "é", "a\u0308\u0304", "a\u0304\u0308", "q\u0323\u0307", "q\u0307\u0323", "\u0301", "\u0344", "\u212b", "\u2126",
-          "\u1100\u1161\u11a8", "각", "한글", "\u0915\u093f", "\u09c7\u09be", "ﬁ", "ſ", "ẛ̣", "\u1e9b\u0323", "\u0f71\u0f72\u0f74",
-          "\U0001d15e", "\u0340", "が", "か\u3099", "\U000110ba", "n\u0303o", "i\u0307\u0323\u0328", "Z" + "\u0300\u0316" * 9]
-PUNCTUATION = list("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~") + ["...", "—", "„“", "«»", "。", "、", "->", "::", "'''", "/*", "*/", "//\n", "§", "€"]
-NUMBERS = ["0", "7", "42", "123", "1234", "12345", "3.14159", "1,000,000", "2026-11-24", "0x1F", "1e-9", "½", "Ⅷ", "²³", "٣٤٥", "१२३४",
-           "一二三", "①②", "𝟘𝟙", "100%", "v1.2.3", "1st", "٪", "\U00016d75\U00016d76\U00016d77\U00016d78"]
-SCRIPTS = ["Привет", "мир", "你好", "世界人权宣言", "日本語", "カタカナ", "ひらがな", "한국어", "العربية", "עִבְרִית", "हिन्दी", "ไทย", "ქართული", "Ελληνικά", "አማርኛ",
-           "தமிழ்", "Việt", "ꓡꓲꓢꓴ", "𐐷𐐲", "𠀀𠀁", "\U00031350\U00031351", "\u1c89\u1c8a", "\U00016d40", "Ʞ\ua7cb", "ǅ", "ʰʲ", "ⅷ", "ª", "K\u212a"]
-CODE = ["#include <vector>\nint main() {\n\treturn 0;\n}\n", "def f(x):\n    return x**2  # square\n\n\nclass A:\n    pass\n",
-        "SELECT * FROM t WHERE a='b' AND c<>1;\r\n", "<div class=\"x\">&nbsp;</div>\n", "{\"a\": [1, 2, {\"b\": null}]}", "x = y?.z ?? 0;",
-        "\\begin{equation}\n  \\alpha^2\n\\end{equation}", "https://example.org/a/b?c=d&e=%20f#g", "C:\\Users\\name\\file.txt", "$HOME/.config",
-        "camelCaseIdentifier snake_case_identifier SCREAMING_CASE kebab-case", "if (a<b&&c>d||!e) f();", "|a|b|\n|-|-|\n|1|2|"]
-CONTROL = ["\0", "\0\0", "a\0b", "\x01", "\x7f", "\u0080", "\u009f", "\ufffd", "\uffff", "\U0010ffff", "\ufdd0", "\ue000", "\U000f0000", "\x1b[0m"]
-
-
-def random_characters(rng: random.Random) -> str:
+def some_characters(rng: random.Random) -> str:
     """Characters of all planes, assigned or not; surrogates excluded."""
     ranges = [(0x20, 0x7f), (0, 0x500), (0x500, 0x3000), (0x3000, 0xd800), (0xe000, 0x10000), (0x10000, 0x20000), (0x1f000, 0x1fb00),
               (0x20000, 0x32400), (0xe0000, 0xe0200), (0x10000, 0x110000)]
@@ -88,7 +75,7 @@ def texts(rng: random.Random, count: int, added: list) -> list:
         style = rng.random()
         for _ in range(rng.randint(1, 9)):
             pool = added if added and rng.random() < 0.12 else rng.choice(pools)
-            parts.append(random_characters(rng) if style < 0.15 else rng.choice(pool))
+            parts.append(some_characters(rng) if style < 0.15 else rng.choice(pool))
             if style > 0.5 and rng.random() < 0.7:
                 parts.append(" ")
         text = "".join(parts)[:26]
@@ -102,15 +89,21 @@ def special(content: str) -> AddedToken:
     return AddedToken(content, special=True, normalized=False)
 
 
-def train(pre_tokenizer, merges: int, model=None, normalizer=None) -> Tokenizer:
+class large:
+    """What --large trains with; empty without it."""
+    num_merges = 0
+    lines: list = []
+
+
+def train(pre_tokenizer, merges: int, model=None, normalizer=None, special_tokens=()) -> Tokenizer:
     tokenizer = Tokenizer(model or models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=256 + merges, show_progress=False, min_frequency=1,
+    trainer = trainers.BpeTrainer(vocab_size=256 + (large.num_merges or merges), show_progress=False, min_frequency=1, special_tokens=list(special_tokens),
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer.train_from_iterator([TRAINING_TEXT] + [" ".join(WORDS)] * 3 + CODE, trainer)
+    tokenizer.train_from_iterator(large.lines or [TRAINING_TEXT] + [" ".join(WORDS)] * 3 + CODE, trainer)
     return tokenizer
 
 
@@ -210,6 +203,82 @@ def make_characters() -> Tokenizer:
     return tokenizer
 
 
+def make_qwen35() -> Tokenizer:
+    """As Qwen3.5: marks belong to words, NFC, single digits."""
+    tokenizer = train(split_then_bytes(MARKS), 350, normalizer=normalizers.NFC())
+    tokenizer.add_special_tokens([special(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>")])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in ("<tool_call>", "</tool_call>", "<think>", "</think>")])
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer
+
+
+def make_ministral() -> Tokenizer:
+    """As Ministral: special tokens have the first ids, words cut where upper case follows lower case."""
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "<pad>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<SPECIAL_20>"]
+    tokenizer = train(split_then_bytes(CASED), 350, models.BPE(ignore_merges=True), special_tokens=[special(t) for t in names])
+    tokenizer.post_processor = template("<s> $A", tokenizer, "<s>")
+    return tokenizer
+
+
+def train_sentence_piece(names: list, merges: int, options: dict, limit_alphabet: int, whole_lines: bool = False) -> Tokenizer:
+    """BPE on characters, with space as the character U+2581; the tokens of `names` come first and are not added tokens."""
+    tokenizer = Tokenizer(models.BPE(**options))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    if not whole_lines:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=len(names) + limit_alphabet + (large.num_merges or merges), show_progress=False, min_frequency=1,
+                                  special_tokens=names, limit_alphabet=limit_alphabet)
+    tokenizer.train_from_iterator(large.lines or (TRAINING_TEXT + " ".join(WORDS) * 3 + "".join(CODE)).splitlines(), trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return edit(tokenizer, lambda data: data.update(added_tokens=[]))
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def make_gemma3() -> Tokenizer:
+    """As Gemma 3: one piece is a whole text between added tokens; runs of newlines and spaces and HTML tags are added tokens."""
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    plain = ["[multimodal]", "<unused0>", "<unused1>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>"]
+    runs = ["\n" * n for n in range(1, 32)] + ["▁" * n for n in range(2, 32)] + ["<table>", "</table>", "<td>", "<h1>", "<br>", "\t\t"]
+    tokenizer = train_sentence_piece(specials + plain + runs + BYTES, 500,
+                                     dict(unk_token="<unk>", fuse_unk=True, byte_fallback=True), 150)
+    tokenizer.add_special_tokens([special(t) for t in specials])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in plain[:3] + runs])
+    tokenizer.add_special_tokens([special(t) for t in plain[3:]])
+    tokenizer.post_processor = template("<bos> $A", tokenizer, "<bos>")
+    return tokenizer
+
+
+def make_fallback() -> Tokenizer:
+    """Byte fallback where it is awkward: some bytes have no token, byte tokens merge, merges cross words, normalizers of all kinds, a
+    step after the fallback's decoder, added tokens with every flag."""
+    bytes_there = [b for b in BYTES if b not in ("<0x9F>", "<0xC3>", "<0xE4>")]
+    tokenizer = train_sentence_piece(["<unk>"] + bytes_there, 260, dict(unk_token="<unk>", fuse_unk=True, byte_fallback=True), 60,
+                                     whole_lines=True)
+
+    def merge_bytes(data):
+        for left, right in (("<0xE2>", "<0x82>"), ("<0xE2><0x82>", "<0xAC>"), ("<0xF0>", "a"), ("<unk>", "e"), ("e", "<0xE3>")):
+            data["model"]["vocab"].setdefault(left + right, len(data["model"]["vocab"]))
+            data["model"]["merges"].append([left, right])
+    tokenizer = edit(tokenizer, merge_bytes)
+    tokenizer.pre_tokenizer = None
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.Strip(left=True, right=False), normalizers.NFC(), normalizers.Prepend("▁"), normalizers.Replace(Regex(r"\r\n?"), "\n"),
+        normalizers.Replace(" ", "▁"), normalizers.Replace("—", "--")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Sequence([decoders.ByteFallback()]),
+                                           decoders.Replace("\ufffd\ufffd", "?"), decoders.Replace("é", "e\u0301"), decoders.Fuse()])
+    tokenizer.add_tokens([
+        AddedToken("<l>", lstrip=True, normalized=False), AddedToken("<r>", rstrip=True, normalized=False),
+        AddedToken("<lr>", lstrip=True, rstrip=True, normalized=False, special=True), AddedToken("word", single_word=True, normalized=False),
+        AddedToken("the", single_word=True, lstrip=True, normalized=True), AddedToken("a b", normalized=True),
+        AddedToken("<|a|>", special=True, normalized=True), AddedToken("—", normalized=True, rstrip=True), AddedToken("<0x41>", normalized=False),
+        AddedToken("cafe\u0301", normalized=True), AddedToken("\u0301", normalized=False), AddedToken("日本", normalized=True, single_word=True)])
+    tokenizer.post_processor = template("<lr> <l> $A <r>", tokenizer, "<lr>", "<l>", "<r>")
+    return tokenizer
+
+
 def write_cases(out: pathlib.Path, name: str, tokenizer: Tokenizer, rng: random.Random, count: int) -> int:
     tokenizer.save(str(out / f"{name}.tokenizer.json"), pretty=False)
     tokenizer = Tokenizer.from_file(str(out / f"{name}.tokenizer.json"))
@@ -274,17 +343,74 @@ def write_splits(out: pathlib.Path, rng: random.Random) -> int:
     return len(rows)
 
 
+def added_contents(tokenizer: Tokenizer) -> list:
+    return [token.content for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
+
+
+def results(tokenizer: Tokenizer, text: str) -> list:
+    """Ids, ids with special tokens as plain text, text of the ids, the same without special tokens."""
+    tokenizer.encode_special_tokens = False
+    ids = tokenizer.encode(text).ids
+    tokenizer.encode_special_tokens = True
+    plain = tokenizer.encode(text).ids
+    tokenizer.encode_special_tokens = False
+    return [ids, plain, tokenizer.decode(ids, skip_special_tokens=False), tokenizer.decode(ids, skip_special_tokens=True)]
+
+
+def hash_of(parts: list) -> int:
+    """CRC-32 of ids as 32-bit words, low byte first, and texts in UTF-8, with a byte 255 after each."""
+    value = 0
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else b"".join(i.to_bytes(4, "little") for i in part)
+        value = zlib.crc32(data + b"\xff", value)
+    return value
+
+
+def write_hashes(out: pathlib.Path, name: str, count: int) -> None:
+    tokenizer = Tokenizer.from_file(str(out / f"{name}.tokenizer.json"))
+    added = added_contents(tokenizer)
+    texts_made = [token_texts.random_text(i, added) for i in range(count)]
+    hashes = [hash_of(texts_made)] + [hash_of(results(tokenizer, text)) for text in texts_made]
+    if name in FAMILIES:
+        hashes += [hash_of(results(tokenizer, text)) for text in token_texts.long_texts(added)]
+    (out / f"{name}.hashes").write_text("".join(f"{h:08x}{' ' if i % 16 else chr(10)}" for i, h in enumerate(hashes, 1)) + "\n")
+
+
+FAMILIES = {"llama3": make_llama3, "qwen2": make_qwen2, "qwen35": make_qwen35, "ministral": make_ministral, "gemma3": make_gemma3}
+OTHERS = {"awkward": make_awkward, "fallback": make_fallback, "gpt2": make_gpt2, "cased": make_cased, "characters": make_characters}
+NUM_CASES = {"llama3": 300, "qwen2": 300, "qwen35": 200, "ministral": 200, "gemma3": 448, "awkward": 500, "fallback": 400, "gpt2": 150,
+             "cased": 150, "characters": 120}
+NUM_HASHED = 10000
+
+
+def show(out: pathlib.Path, name: str, index: int) -> None:
+    tokenizer = Tokenizer.from_file(str(out / f"{name}.tokenizer.json"))
+    text = token_texts.random_text(index, added_contents(tokenizer))
+    print(json.dumps([text, *results(tokenizer, text)], ensure_ascii=True))
+    print([tokenizer.id_to_token(i) for i in tokenizer.encode(text).ids])
+
+
 def main() -> None:
     out = pathlib.Path(sys.argv[1])
+    if len(sys.argv) == 5 and sys.argv[2] == "--show":
+        show(out, sys.argv[3], int(sys.argv[4]))
+        return
+    if len(sys.argv) > 4 and sys.argv[2] == "--large":
+        large.num_merges = int(sys.argv[3])
+        large.lines = [line for file in sys.argv[4:] for line in pathlib.Path(file).read_text(encoding="utf-8").splitlines(keepends=True)]
+        for name, make in FAMILIES.items():
+            make().save(str(out / f"{name}.tokenizer.json"), pretty=False)
+        return
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(SEED)
     total = 0
-    for name, make, count in [("llama3", make_llama3, 480), ("qwen2", make_qwen2, 480), ("awkward", make_awkward, 560), ("gpt2", make_gpt2, 200),
-                              ("cased", make_cased, 180), ("characters", make_characters, 140)]:
-        total += write_cases(out, name, make(), rng, count)
+    for name, make in {**FAMILIES, **OTHERS}.items():
+        total += write_cases(out, name, make(), rng, NUM_CASES[name])
+        write_hashes(out, name, NUM_HASHED)
+    (out / "fragments.json").write_text(json.dumps({"pools": token_texts.POOLS, "ranges": token_texts.RANGES}, ensure_ascii=True) + "\n")
     write_classes(out)
-    print(f"{total} texts, {write_splits(out, rng)} splits, {sum(p.stat().st_size for p in out.iterdir())} bytes; "
-          f"Python's Unicode {unicodedata.unidata_version}")
+    print(f"{total} texts, {NUM_HASHED * len(NUM_CASES)} hashed, {write_splits(out, rng)} splits, "
+          f"{sum(p.stat().st_size for p in out.iterdir())} bytes; Python's Unicode {unicodedata.unidata_version}")
 
 
 if __name__ == "__main__":

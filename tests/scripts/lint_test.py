@@ -233,6 +233,47 @@ class ReadmeTablesTest(TreeTest):
             self.write("results/cpu.jsonl", json.dumps({**self.ROW, **change}) + "\n")
             self.assertEqual(self.run_tables(), 2, change)
 
+    def grid(self, options, rows):
+        self.write("README.md", f"<!-- begin: gpu {options} -->\n<!-- end: gpu -->\n")
+        self.write("results/gpu.jsonl", "".join(json.dumps({**self.ROW, **row}) + "\n" for row in rows))
+        code = self.run_tables()
+        return code, (self.root / "README.md").read_text()
+
+    GRID = "where=bench:sparse;kv_len:131072 rows=scope,sparsity across=batch cells=speedup_over_dense columns=device,commit"
+    CELLS = [{"bench": "sparse", "kv_len": 131072, "scope": scope, "sparsity": sparsity, "batch": batch, "share_of_ceiling": 0.925,
+              "speedup_over_dense": sparsity * batch / 7} for batch in (16, 1) for scope in ("kv_head", "query_head") for sparsity in (100, 50)]
+
+    def test_a_grid_has_a_row_and_a_column_for_each_value(self):
+        code, text = self.grid(self.GRID, [*self.CELLS[:-1], {"bench": "dense"}, {**self.CELLS[0], "kv_len": 4096}])
+        self.assertEqual(code, 0)
+        self.assertIn("All cells: device a CPU, commit 0123456.", text)
+        self.assertIn("| scope | sparsity | batch 1 | 16 |", text)
+        table = [line for line in text.splitlines() if line.startswith("| kv_head") or line.startswith("| query_head")]
+        self.assertEqual(table, ["| kv_head | 50 | 7.14x | 114x |", "| kv_head | 100 | 14.3x | 229x |", "| query_head | 50 |  | 114x |",
+                                 "| query_head | 100 | 14.3x | 229x |"])
+        code, text = self.grid(self.GRID.replace("speedup_over_dense", "share_of_ceiling"), self.CELLS)
+        self.assertIn("| kv_head | 50 | 92% | 92% |", text)
+
+    def test_a_grid_that_says_nothing_or_two_things_is_refused(self):
+        for options, rows in ((self.GRID, self.CELLS + self.CELLS[:1]), (self.GRID, [{"bench": "dense"}]),
+                              (self.GRID.replace("across=batch ", ""), self.CELLS), (self.GRID.replace("batch", "bath"), self.CELLS),
+                              (self.GRID.replace("rows=", "lines="), self.CELLS), ("where=bench", self.CELLS)):
+            self.assertEqual(self.grid(options, rows)[0], 2, options)
+
+    def test_where_also_picks_lines_of_a_plain_table(self):
+        code, text = self.grid("where=batch:1 columns=sparsity,scope", self.CELLS)
+        self.assertEqual((code, text.count("| kv_head |") + text.count("kv_head")), (0, 4))
+
+    def test_shows_a_text_and_elides_numbered_lines(self):
+        self.write("README.md", "<!-- begin: cpu text=report -->\nold\n<!-- end: cpu -->\n")
+        report = "first\n" + "".join(f" {i}/6 line\n" for i in range(1, 7)) + "last\n"
+        self.write("results/cpu.jsonl", json.dumps({**self.ROW, "report": report}) + "\n")
+        self.assertEqual(self.run_tables(), 0)
+        expected = "```\nfirst\n 1/6 line\n 2/6 line\n 3/6 line\n...\n 6/6 line\nlast\n```\n"
+        self.assertIn(expected, (self.root / "README.md").read_text())
+        self.write("results/cpu.jsonl", json.dumps(self.ROW) + "\n")
+        self.assertEqual(self.run_tables(), 2)
+
     def test_refuses_unknown_region(self):
         self.write("README.md", "<!-- begin: nonsense -->\n<!-- end: nonsense -->\n")
         self.assertEqual(self.run_tables(), 2)

@@ -151,7 +151,7 @@ TEST_P(DeltaNet, DeltaRuleMatchesReference) {
         const Case c(shape, rows, seed += 10);
         const size_t state_size = c.before.size();
         std::vector<float> out(rows * shape.num_value_heads * shape.value_head_dim, kNan), after(state_size, kNan);
-        cpu::AlignedBuffer scratch;
+        AlignedBuffer scratch;
         ASSERT_TRUE(cpu::delta_rule(c.args(0, rows, fresh ? nullptr : c.before.data(), after.data(), out.data()), scratch));
         std::vector<double> state(state_size, 0.0);
         if (!fresh) state.assign(c.before.begin(), c.before.end());
@@ -184,7 +184,7 @@ TEST_P(DeltaNet, ThreadsDoNotChangeABit) {
   for (const int32_t threads : {1, 2, 5}) {
     set_num_threads(threads);
     std::vector<float> out(size_t{100} * 6 * 64, kNan), after(c.before.size(), kNan);
-    cpu::AlignedBuffer scratch;
+    AlignedBuffer scratch;
     ASSERT_TRUE(cpu::delta_rule(c.args(0, 100, c.before.data(), after.data(), out.data()), scratch));
     if (threads == 1) {
       expected = out;

@@ -8,6 +8,7 @@
 #include <functional>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -49,31 +50,70 @@ void expect_refused(const std::function<void(Json&)>& change, std::initializer_l
     EXPECT_NE(tokenizer.status().message().find(part), std::string::npos) << tokenizer.status().message();
 }
 
-TEST(TokenizerRoundTrip, BytesSurviveWithoutNormalizer) {
-  const auto tokenizer = Tokenizer::load(fixture("llama3"));
-  ASSERT_TRUE(tokenizer) << tokenizer.status().message();
+constexpr const char* kFixtures[] = {"llama3",  "qwen2",    "qwen35", "ministral", "gemma3",
+                                     "awkward", "fallback", "gpt2",   "cased",     "characters"};
+
+class TokenizerRoundTrip : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    auto tokenizer = Tokenizer::load(fixture(GetParam()));
+    ASSERT_TRUE(tokenizer) << tokenizer.status().message();
+    tokenizer_.emplace(*std::move(tokenizer));
+  }
+  std::vector<int32_t> random_ids(std::mt19937& random) const {
+    std::vector<int32_t> ids;
+    while (ids.size() < 20) {
+      const auto id = static_cast<int32_t>(random() % static_cast<uint32_t>(tokenizer_->vocab_size()));
+      if (tokenizer_->id_to_token(id)) ids.push_back(id);
+    }
+    return ids;
+  }
+  std::optional<Tokenizer> tokenizer_;
+};
+
+class TokenizerLossless : public TokenizerRoundTrip {};
+class TokenizerFamily : public TokenizerRoundTrip {};
+
+// Where nothing normalizes and every byte has a token, text comes back as it was, and its ids are those of what comes back.
+TEST_P(TokenizerLossless, TextSurvives) {
+  const bool is_gemma = std::string_view(GetParam()) == "gemma3";
   const uint32_t seed = 7;
   std::mt19937 random(seed);
   for (int i = 0; i < 500; ++i) {
-    const std::string text = random_text(random, 1 + static_cast<int>(random() % 60));
-    const auto ids = tokenizer->encode(text, {.add_special_tokens = false, .parse_special = i % 2 == 0});
+    std::string text = random_text(random, 1 + static_cast<int>(random() % 60));
+    if (is_gemma && text.find("\xe2\x96\x81") != std::string::npos) continue;  // U+2581 is a space there
+    const EncodeOptions options = {.add_special_tokens = false, .parse_special = i % 2 == 0};
+    const auto ids = tokenizer_->encode(text, options);
     ASSERT_TRUE(ids);
-    EXPECT_EQ(tokenizer->decode(*ids).value(), text) << "seed " << seed << ", text " << i;
+    EXPECT_EQ(tokenizer_->decode(*ids).value(), text) << "seed " << seed << ", text " << i;
+    EXPECT_EQ(tokenizer_->encode(tokenizer_->decode(*ids).value(), options).value(), *ids)
+        << "seed " << seed << ", text " << i;
   }
 }
 
-TEST(TokenizerRoundTrip, ArbitraryBytesComeBackAsValidUtf8) {
-  const auto tokenizer = Tokenizer::load(fixture("llama3"));
-  ASSERT_TRUE(tokenizer);
+// Ids that no text has: the text they give is one whose ids give it again.
+TEST_P(TokenizerFamily, DecodedTextIsAFixedPoint) {
+  const uint32_t seed = 9;
+  std::mt19937 random(seed);
+  const EncodeOptions options = {.add_special_tokens = false};
+  for (int i = 0; i < 500; ++i) {
+    const std::string once =
+        tokenizer_->decode(tokenizer_->encode(tokenizer_->decode(random_ids(random)).value(), options).value()).value();
+    const auto ids = tokenizer_->encode(once, options).value();
+    EXPECT_EQ(tokenizer_->decode(ids).value(), once) << "seed " << seed << ", list " << i;
+    EXPECT_EQ(tokenizer_->encode(tokenizer_->decode(ids).value(), options).value(), ids)
+        << "seed " << seed << ", list " << i;
+  }
+}
+
+TEST_P(TokenizerRoundTrip, ArbitraryIdsStreamAsValidUtf8) {
   const uint32_t seed = 8;
   std::mt19937 random(seed);
   for (int i = 0; i < 500; ++i) {
-    std::vector<int32_t> ids;
-    for (int k = 0; k < 20; ++k)
-      ids.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(tokenizer->vocab_size())));
-    const std::string whole = tokenizer->decode(ids).value();
+    const std::vector<int32_t> ids = random_ids(random);
+    const std::string whole = tokenizer_->decode(ids).value();
     EXPECT_FALSE(model::tokenizer::first_malformed_byte(whole));
-    Tokenizer::Stream stream(*tokenizer, false);
+    Tokenizer::Stream stream(*tokenizer_, false);
     std::string parts;
     for (const int32_t id : ids) {
       const std::string part = stream.push(id).value();
@@ -82,13 +122,42 @@ TEST(TokenizerRoundTrip, ArbitraryBytesComeBackAsValidUtf8) {
     }
     parts += stream.flush();
     EXPECT_EQ(parts, whole) << "seed " << seed << ", list " << i;
+    EXPECT_TRUE(stream.flush().empty());
   }
+}
+
+std::string fixture_name(const ::testing::TestParamInfo<const char*>& info) { return info.param; }
+INSTANTIATE_TEST_SUITE_P(Fixtures, TokenizerRoundTrip, ::testing::ValuesIn(kFixtures), fixture_name);
+INSTANTIATE_TEST_SUITE_P(Fixtures, TokenizerLossless, ::testing::Values("llama3", "ministral", "gemma3"), fixture_name);
+INSTANTIATE_TEST_SUITE_P(Fixtures, TokenizerFamily, ::testing::Values("llama3", "qwen2", "qwen35", "ministral", "gemma3"),
+                         fixture_name);
+
+// A character of three byte tokens comes whole, when the run of byte tokens ends; a run with one wrong byte is U+FFFD for each.
+TEST(TokenizerStream, ByteFallbackTokensGiveWholeCharacters) {
+  const auto tokenizer = Tokenizer::load(fixture("gemma3"));
+  ASSERT_TRUE(tokenizer) << tokenizer.status().message();
+  const auto id = [&](const char* token) { return tokenizer->token_to_id(token); };
+  Tokenizer::Stream stream(*tokenizer);
+  EXPECT_EQ(stream.push(id("<0xE4>")).value(), "");
+  EXPECT_EQ(stream.push(id("<0xBD>")).value(), "");
+  EXPECT_EQ(stream.push(id("<0xA0>")).value(), "");
+  EXPECT_EQ(stream.push(id("<eos>")).value(), "");  // special: left out, does not end the run
+  EXPECT_EQ(stream.push(id("a")).value(),
+            "\xe4\xbd\xa0"
+            "a");
+  EXPECT_EQ(stream.push(id("<0xE4>")).value(), "");
+  EXPECT_EQ(stream.push(id("<0xBD>")).value(), "");
+  EXPECT_EQ(stream.push(id("\xe2\x96\x81\xe2\x96\x81")).value(), "\xef\xbf\xbd\xef\xbf\xbd  ");
+  EXPECT_EQ(stream.push(id("<0xC3>")).value(), "");
+  EXPECT_EQ(stream.push(id("<0xA9>")).value(), "");
+  EXPECT_EQ(stream.flush(), "\xc3\xa9");
+  EXPECT_EQ(stream.flush(), "");
 }
 
 // A quadratic step anywhere would make these take minutes.
 TEST(TokenizerLongText, OneMegabyteOfOneKindOfCharacter) {
   constexpr std::size_t kSize = 1 << 20;
-  for (const char* name : {"llama3", "awkward"}) {
+  for (const char* name : {"llama3", "awkward", "gemma3", "fallback"}) {
     const auto tokenizer = Tokenizer::load(fixture(name));
     ASSERT_TRUE(tokenizer) << tokenizer.status().message();
     for (const std::string_view unit :
@@ -176,7 +245,8 @@ TEST(TokenizerBadFile, MissingMistypedAndUnknown) {
   expect_refused([](Json& j) { j["model"].erase("merges"); }, {"model.merges", "found nothing"});
   expect_refused([](Json& j) { j["model"]["vocab"] = Json::object(); }, {"model.vocab", "at least one token"});
   expect_refused([](Json& j) { j["model"]["vocab"]["a"] = "7"; }, {"model.vocab['a']", "a token id"});
-  expect_refused([](Json& j) { j["model"]["byte_fallback"] = true; }, {"model.byte_fallback", "does not support"});
+  expect_refused([](Json& j) { j["model"]["type"] = "WordPiece"; }, {"model.type", "expected one of BPE", "'WordPiece'"});
+  expect_refused([](Json& j) { j["model"]["byte_fallback"] = 1; }, {"model.byte_fallback", "true or false"});
   expect_refused([](Json& j) { j["model"]["dropout"] = 0.1; }, {"model.dropout"});
   expect_refused([](Json& j) { j["model"]["unk_token"] = "no such"; }, {"model.unk_token", "'no such'"});
   expect_refused([](Json& j) { j["model"]["ignore_merges"] = 1; }, {"model.ignore_merges", "true or false"});
@@ -184,7 +254,7 @@ TEST(TokenizerBadFile, MissingMistypedAndUnknown) {
       [](Json& j) {
         j["normalizer"] = {{"type", "Lowercase"}};
       },
-      {"normalizer.type", "NFC, Sequence", "'Lowercase'"});
+      {"normalizer.type", "NFC, Replace, Prepend, Strip, Sequence", "'Lowercase'"});
   expect_refused(
       [](Json& j) {
         j["pre_tokenizer"] = {{"type", "Metaspace"}};
@@ -192,9 +262,9 @@ TEST(TokenizerBadFile, MissingMistypedAndUnknown) {
       {"pre_tokenizer.type", "Split", "'Metaspace'"});
   expect_refused(
       [](Json& j) {
-        j["decoder"] = {{"type", "ByteFallback"}};
+        j["decoder"] = {{"type", "WordPiece"}};
       },
-      {"decoder.type", "ByteLevel, Fuse", "'ByteFallback'"});
+      {"decoder.type", "ByteLevel, ByteFallback, Replace, Fuse", "'WordPiece'"});
   expect_refused(
       [](Json& j) {
         j["post_processor"] = {{"type", "BertProcessing"}};
@@ -206,6 +276,91 @@ TEST(TokenizerBadFile, MissingMistypedAndUnknown) {
   expect_refused([](Json& j) { j["added_tokens"][0].erase("content"); }, {"added_tokens[0].content", "found nothing"});
   expect_refused([](Json& j) { j["added_tokens"][0]["content"] = ""; }, {"added_tokens[0].content", "1 to 1024"});
   expect_refused([](Json& j) { j["added_tokens"][0]["lstrip"] = "yes"; }, {"added_tokens[0].lstrip", "true or false"});
+}
+
+TEST(TokenizerBadFile, NormalizersAndDecoders) {
+  const auto with_normalizer = [](const Json& step) {
+    return [step](Json& j) {
+      j["normalizer"] = {{"type", "Sequence"}, {"normalizers", Json::array({{{"type", "NFC"}}, step})}};
+    };
+  };
+  const Json space = {{"String", " "}};
+  for (const char* kind : {"NFKC", "NFD", "BertNormalizer", "Precompiled", "StripAccents", "Nmt"}) {
+    expect_refused(with_normalizer({{"type", kind}}), {"normalizer.normalizers[1].type", "NFC, Replace", kind});
+  }
+  expect_refused(with_normalizer({{"type", "Replace"}, {"content", "x"}}), {"normalizers[1].pattern", "found nothing"});
+  expect_refused(with_normalizer({{"type", "Replace"}, {"pattern", space}}), {"normalizers[1].content", "found nothing"});
+  expect_refused(with_normalizer({{"type", "Replace"}, {"pattern", {{"Regex", "("}}}, {"content", ""}}),
+                 {"normalizers[1].pattern", "compiles"});
+  expect_refused(with_normalizer({{"type", "Replace"}, {"pattern", space}, {"content", std::string(2000, 'x')}}),
+                 {"normalizers[1].content", "at most 1024"});
+  expect_refused(with_normalizer({{"type", "Prepend"}}), {"normalizers[1].prepend", "found nothing"});
+  expect_refused(with_normalizer({{"type", "Strip"}, {"strip_left", 1}}), {"normalizers[1].strip_left", "true or false"});
+  expect_refused(
+      [](Json& j) {
+        j["normalizer"] = {{"type", "Sequence"}, {"normalizers", Json::array()}};
+        for (int i = 0; i < 65; ++i) j["normalizer"]["normalizers"].push_back({{"type", "NFC"}});
+      },
+      {"normalizer", "at most 64 steps", "got 65"});
+
+  const auto with_decoders = [](const Json& steps) {
+    return [steps](Json& j) { j["decoder"] = {{"type", "Sequence"}, {"decoders", steps}}; };
+  };
+  const Json replace = {{"type", "Replace"}, {"pattern", space}, {"content", "x"}}, fuse = {{"type", "Fuse"}},
+             fallback = {{"type", "ByteFallback"}};
+  for (const char* kind : {"Metaspace", "Strip", "CTC", "BPEDecoder"}) {
+    expect_refused(with_decoders(Json::array({fallback, {{"type", kind}}})),
+                   {"decoder.decoders[1].type", "ByteLevel, ByteFallback", kind});
+  }
+  expect_refused(with_decoders(Json::array({fuse, replace})), {"decoder.decoders[1]", "Replace after Fuse"});
+  expect_refused(with_decoders(Json::array({fallback, fallback})), {"decoder.decoders[1]", "order"});
+  expect_refused(with_decoders(Json::array({{{"type", "ByteLevel"}}, fallback})), {"decoder.decoders[1]", "order"});
+  Json bad = replace;
+  bad["pattern"] = {{"Regex", " "}};
+  expect_refused(with_decoders(Json::array({bad})), {"decoder.decoders[0].pattern", "expected one of String", "'Regex'"});
+  bad["pattern"] = {{"String", ""}};
+  expect_refused(with_decoders(Json::array({bad})), {"decoder.decoders[0].pattern.String", "not empty"});
+  bad = replace;
+  bad["content"] = std::string(65, 'x');
+  expect_refused(with_decoders(Json::array({bad})), {"decoder.decoders[0].content", "at most 64"});
+  expect_refused(with_decoders(Json(std::vector<Json>(17, replace))), {"decoder.decoders[16]", "at most 16 steps"});
+  expect_refused(with_decoders("x"), {"decoder.decoders", "an array"});
+}
+
+TEST(TokenizerBadFile, NormalizerThatExplodesGivesUp) {
+  Json json = read_fixture("llama3"), steps = Json::array();
+  for (int i = 0; i < 60; ++i)
+    steps.push_back({{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aaaaaaaa"}});
+  json["normalizer"] = {{"type", "Sequence"}, {"normalizers", steps}};
+  const auto tokenizer = Tokenizer::parse(json.dump());
+  ASSERT_TRUE(tokenizer) << tokenizer.status().message();
+  EXPECT_TRUE(tokenizer->encode("bcd"));
+  const auto ids = tokenizer->encode("banana");
+  ASSERT_FALSE(ids);
+  EXPECT_NE(ids.status().message().find("normalizer"), std::string::npos) << ids.status().message();
+}
+
+TEST(TokenizerOptions, SplitPatternReplacesTheFirst) {
+  const Json wrong = [] {
+    Json json = read_fixture("ministral");
+    json["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"Regex", R"(\s+|\S+)"}};
+    return json;
+  }();
+  const std::string pattern = read_fixture("ministral")["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"];
+  const auto right = Tokenizer::load(fixture("ministral")), as_is = Tokenizer::parse(wrong.dump()),
+             fixed = Tokenizer::parse(wrong.dump(), {.split_pattern = pattern});
+  ASSERT_TRUE(right && as_is && fixed);
+  const std::string text = "camelCase and 1234, they're //\n";
+  EXPECT_EQ(fixed->encode(text).value(), right->encode(text).value());
+  EXPECT_NE(as_is->encode(text).value(), right->encode(text).value());
+
+  const auto bad = Tokenizer::parse(wrong.dump(), {.split_pattern = "(a"});
+  ASSERT_FALSE(bad);
+  EXPECT_NE(bad.status().message().find("split_pattern"), std::string::npos) << bad.status().message();
+  const auto none =
+      Tokenizer::parse(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})", {.split_pattern = pattern});
+  ASSERT_FALSE(none);
+  EXPECT_NE(none.status().message().find("found none"), std::string::npos) << none.status().message();
 }
 
 TEST(TokenizerBadFile, IdsMergesAndTemplates) {

@@ -1,11 +1,13 @@
-// Tokenizer: text to ids and back, from a Hugging Face tokenizer.json (byte-level BPE). Immutable after loading; thread-safe.
+// Tokenizer: text to ids and back, from a Hugging Face tokenizer.json (byte-level and SentencePiece-style BPE). Immutable after
+// loading; thread-safe.
 //
 //   Expected<Tokenizer> tokenizer = Tokenizer::load(folder / "tokenizer.json");
 //   Expected<std::vector<int32_t>> ids = tokenizer->encode("A text.");
 //
 // Ids equal those of the `tokenizers` package (Unicode 16 in regular expressions). A file that asks for something that is not
-// offered is refused by name. Limits: files of 64 MB and 64 levels, ids up to 2^24, added tokens of 1024 bytes, patterns of
-// 64 KiB, texts of 1 GiB, 10^7 steps for one match of a pattern.
+// offered is refused by name; docs/guide/tokenizers.md has the list. Limits: files of 64 MB and 64 levels, ids up to 2^24, added
+// tokens of 1024 bytes, patterns of 64 KiB, texts of 1 GiB, 10^7 steps for one match of a pattern, a normalizer that makes a text
+// at most 16 times as long (and 4 KiB).
 #pragma once
 
 #include <cstdint>
@@ -19,6 +21,12 @@
 
 namespace rarefy {
 
+struct TokenizerOptions {
+  // Not empty: stands for the pattern of the first Split of the pre-tokenizer, for files that were published with a wrong one
+  // (some of Mistral were).
+  std::string split_pattern;
+};
+
 struct EncodeOptions {
   bool add_special_tokens = true;  // what the post-processor adds, such as a begin-of-text token
   bool parse_special = true;       // special tokens in the text become their ids; false treats them as plain text (added
@@ -27,8 +35,8 @@ struct EncodeOptions {
 
 class Tokenizer {
  public:
-  static Expected<Tokenizer> load(const std::filesystem::path& tokenizer_json);
-  static Expected<Tokenizer> parse(std::string_view json);
+  static Expected<Tokenizer> load(const std::filesystem::path& tokenizer_json, const TokenizerOptions& options = {});
+  static Expected<Tokenizer> parse(std::string_view json, const TokenizerOptions& options = {});
 
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
@@ -44,8 +52,15 @@ class Tokenizer {
   int32_t token_to_id(std::string_view token) const;
   Expected<std::string> id_to_token(int32_t id) const;
 
+  // What decoding remembers between ids.
+  struct DecodeState {
+    bool is_first = true;
+    std::string byte_run;  // of byte-fallback tokens that go on: one wrong byte makes U+FFFD of each
+  };
+
   // Decodes a stream of ids without ever emitting half a character. Belongs to one thread at a time; the tokenizer outlives it
-  // and is not moved meanwhile. What push and flush return, put together, equals decode.
+  // and is not moved meanwhile. What push and flush return, put together, equals decode. Characters that byte-fallback tokens
+  // spell come when the run of such tokens ends.
   class Stream {
    public:
     explicit Stream(const Tokenizer& tokenizer, bool skip_special_tokens = true)
@@ -56,7 +71,7 @@ class Tokenizer {
    private:
     const Tokenizer* tokenizer_;
     bool skip_special_tokens_;
-    bool is_first_ = true;
+    DecodeState state_;
     std::string pending_bytes_;
   };
 

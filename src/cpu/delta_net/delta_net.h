@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "cpu/matmul/aligned_buffer.h"
+#include "core/aligned_buffer.h"
 
 namespace rarefy::cpu {
 

@@ -115,7 +115,7 @@ Expected<Matmul> Matmul::make(std::span<const WeightPart> parts, int64_t in_dim,
                                     std::to_string(bias.size()));
   }
   const size_t row_bytes = static_cast<size_t>(in_dim) * size_of(weight_dtype);
-  auto* to = static_cast<std::byte*>(result.weight_.reserve(static_cast<size_t>(result.out_dim_) * row_bytes));
+  auto* to = result.weight_.reserve(static_cast<size_t>(result.out_dim_) * row_bytes);
   if (to == nullptr) {
     return Status::resource_exhausted("out of memory for " + std::to_string(result.out_dim_) + " x " +
                                       std::to_string(in_dim) + " weights; free memory or choose a smaller model");
@@ -135,8 +135,7 @@ int64_t Matmul::weight_bytes() const {
 }
 
 void Matmul::read_row(int64_t row, float* out) const {
-  const auto* from =
-      static_cast<const std::byte*>(weight_.data()) + row * in_dim_ * static_cast<int64_t>(size_of(weight_dtype_));
+  const auto* from = weight_.data() + row * in_dim_ * static_cast<int64_t>(size_of(weight_dtype_));
   if (weight_dtype_ == DType::f32) {
     std::memcpy(out, from, static_cast<size_t>(in_dim_) * sizeof(float));
     return;
@@ -198,7 +197,7 @@ Status Matmul::run_many(const float* x, int64_t num_rows, MatmulScratch& scratch
   if (panel == nullptr) return Status::resource_exhausted("out of memory for widened weights; free memory");
   for (int64_t row = 0; row < out_dim_; row += kPanelRows) {
     args.out_dim = std::min(kPanelRows, out_dim_ - row);
-    const auto* from = static_cast<const uint16_t*>(weight_.data()) + row * in_dim_;
+    const auto* from = reinterpret_cast<const uint16_t*>(weight_.data()) + row * in_dim_;
     RAREFY_RETURN_IF_ERROR(convert_elements(from, DType::bf16, args.out_dim * in_dim_, DType::f32, panel));
     args.weight = panel;
     args.y = y + row;

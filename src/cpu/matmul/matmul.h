@@ -12,7 +12,7 @@
 #include <span>
 #include <vector>
 
-#include "cpu/matmul/aligned_buffer.h"
+#include "core/aligned_buffer.h"
 #include "rarefy/core/dtype.h"
 #include "rarefy/core/status.h"
 

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cpu/matmul/aligned_buffer.h"
+#include "core/aligned_buffer.h"
 #include "rarefy/core/status.h"
 
 namespace rarefy::cpu {

@@ -8,6 +8,7 @@
 #define HWY_TARGET_INCLUDE "cpu/select/candidates.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
+#include "cpu/simd/exp-inl.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
@@ -23,9 +24,8 @@ using F32Vec = hn::Vec<F32>;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// rng.h token_uniform, one token per lane.
-HWY_INLINE F32Vec uniforms(ListKey key, hn::Vec<I32> tokens) {
-  const F32 df;
+// The upper 31 bits of rng.h token_hash, one token per lane.
+HWY_INLINE hn::Vec<I32> hashes(ListKey key, hn::Vec<I32> tokens) {
   const I32 di;
   const U32 du;
   auto x = hn::Add(hn::BitCast(du, tokens), hn::Set(du, key.add));
@@ -37,15 +37,22 @@ HWY_INLINE F32Vec uniforms(ListKey key, hn::Vec<I32> tokens) {
   x = hn::Xor(x, hn::ShiftRight<15>(x));
   x = hn::Mul(x, hn::Set(du, 0x31848babu));
   x = hn::Xor(x, hn::ShiftRight<14>(x));
-  const auto value = hn::ConvertTo(df, hn::BitCast(di, hn::ShiftRight<1>(x)));
-  return hn::Mul(hn::Add(value, hn::Set(df, 0.5f)), hn::Set(df, 0x1p-31f));
+  return hn::BitCast(di, hn::ShiftRight<1>(x));
 }
 
-// Moves what is outside +-kLargestScore, NaN included, there.
-HWY_INLINE F32Vec clamp_score(F32Vec score) {
+// rng.h uniform_from_hash.
+HWY_INLINE F32Vec uniforms(ListKey key, hn::Vec<I32> tokens) {
   const F32 df;
-  const F32Vec lowest = hn::Set(df, -kLargestScore);
-  return hn::Min(hn::IfThenElse(hn::Gt(score, lowest), score, lowest), hn::Set(df, kLargestScore));
+  return hn::Mul(hn::Add(hn::ConvertTo(df, hashes(key, tokens)), hn::Set(df, 0.5f)), hn::Set(df, 0x1p-31f));
+}
+
+// The larger of a value and the best so far, where NaN does not count.
+HWY_INLINE F32Vec larger(F32Vec value, F32Vec best) {
+#if HWY_ARCH_X86
+  return hn::Max(value, best);  // returns the second operand for NaN
+#else
+  return hn::IfThenElse(hn::Gt(value, best), value, best);
+#endif
 }
 
 // The constants of a filter in registers.
@@ -59,18 +66,25 @@ struct FilterVectors {
   F32Vec floor_add, floor_min, slope, offset, score_threshold;
 };
 
-// Writes the candidates among 16 tokens to token_ids [16] i32 and kept_scores [16] f32, whole vectors at a time; returns how
-// many there are. Compressing in registers and storing everything is faster than a compressing store, which is microcoded on
-// some CPUs.
-HWY_INLINE int32_t emit(const FilterVectors& constants, ListKey key, hn::Vec<I32> tokens, F32Vec score, hn::Mask<F32> valid,
-                        int32_t* token_ids, float* kept_scores) {
+// The bits of the hash as a float, read as an integer and again as a float, are log2 u in units of 2^-23, from below: where they
+// exceed the line, u exceeds the bound.
+template <bool kWithFloor>
+HWY_INLINE hn::Mask<F32> is_candidate(const FilterVectors& constants, ListKey key, hn::Vec<I32> tokens, F32Vec score) {
   const F32 df;
   const I32 di;
-  const F32Vec mixed = hn::Max(hn::Add(score, constants.floor_add), constants.floor_min);
-  const F32Vec line = hn::Add(hn::Mul(mixed, constants.slope), constants.offset);
-  const F32Vec bits = hn::Min(hn::Max(line, hn::Zero(df)), hn::Set(df, 0x3f800000));
-  const F32Vec bound = hn::BitCast(df, hn::ConvertTo(di, bits));
-  const auto chosen = hn::And(valid, hn::Or(hn::Le(uniforms(key, tokens), bound), hn::Gt(score, constants.score_threshold)));
+  F32Vec mixed = score;
+  if constexpr (kWithFloor) mixed = hn::Max(hn::Add(score, constants.floor_add), constants.floor_min);
+  const F32Vec line = hn::MulAdd(mixed, constants.slope, constants.offset);
+  const F32Vec log_u = hn::ConvertTo(df, hn::BitCast(di, hn::ConvertTo(df, hashes(key, tokens))));
+  return hn::Or(hn::Le(log_u, line), hn::Gt(score, constants.score_threshold));
+}
+
+// Writes the candidates among the tokens of a vector to token_ids [16] i32 and kept_scores [16] f32, whole vectors at a time;
+// returns how many there are. Compressing in registers and storing everything is faster than a compressing store, which is
+// microcoded on some CPUs.
+HWY_INLINE int32_t emit(hn::Mask<F32> chosen, hn::Vec<I32> tokens, F32Vec score, int32_t* token_ids, float* kept_scores) {
+  const F32 df;
+  const I32 di;
   hn::StoreU(hn::Compress(tokens, hn::RebindMask(di, chosen)), di, token_ids);
   hn::StoreU(hn::Compress(score, chosen), df, kept_scores);
   return static_cast<int32_t>(hn::CountTrue(df, chosen));
@@ -79,7 +93,7 @@ HWY_INLINE int32_t emit(const FilterVectors& constants, ListKey key, hn::Vec<I32
 constexpr int32_t kMaxQueries = 16;
 
 // Log sums and maxima of kQueries queries stay in registers; 0 stands for any number.
-template <int32_t kQueries>
+template <int32_t kQueries, bool kWithFloor>
 int32_t filter_queries(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
                        int32_t num_tokens, float* maxima, int32_t* token_ids, float* kept_scores) {
   const F32 df;
@@ -92,40 +106,54 @@ int32_t filter_queries(const CandidateFilter& filter, const float* scores, int64
     best[query] = hn::Set(df, maxima[query]);
     log_sums[query] = hn::Set(df, filter.log_sums[query]);
   }
+  const auto lowest = hn::Set(df, -kLargestScore), highest = hn::Set(df, kLargestScore);
   const auto step = hn::Set(di, lanes);
   auto tokens = hn::Iota(di, first_token);
   int32_t count = 0, token = 0;
-  const auto all = hn::FirstN(df, static_cast<size_t>(lanes));
   for (; token + lanes <= num_tokens; token += lanes) {
-    F32Vec score = hn::Set(df, -kInfinity);
+    F32Vec score = lowest;
     for (int32_t query = 0; query < num_queries; ++query) {
       const F32Vec value = hn::LoadU(df, scores + query * score_stride + token);
-      best[query] = hn::Max(value, best[query]);
-      score = hn::Max(hn::Sub(value, log_sums[query]), score);
+      best[query] = larger(value, best[query]);
+      score = larger(hn::Sub(value, log_sums[query]), score);
     }
-    count += emit(constants, filter.key, tokens, clamp_score(score), all, token_ids + count, kept_scores + count);
+    score = hn::Min(score, highest);
+    count += emit(is_candidate<kWithFloor>(constants, filter.key, tokens, score), tokens, score, token_ids + count,
+                  kept_scores + count);
     tokens = hn::Add(tokens, step);
   }
   if (token < num_tokens) {
     const auto valid = hn::FirstN(df, static_cast<size_t>(num_tokens - token));
-    F32Vec score = hn::Set(df, -kInfinity);
+    F32Vec score = lowest;
     for (int32_t query = 0; query < num_queries; ++query) {
       const F32Vec value = hn::LoadU(df, scores + query * score_stride + token);
-      best[query] = hn::Max(hn::IfThenElse(valid, value, best[query]), best[query]);
-      score = hn::Max(hn::Sub(value, log_sums[query]), score);
+      best[query] = larger(hn::IfThenElse(valid, value, best[query]), best[query]);
+      score = larger(hn::Sub(value, log_sums[query]), score);
     }
-    count += emit(constants, filter.key, tokens, clamp_score(score), valid, token_ids + count, kept_scores + count);
+    score = hn::Min(score, highest);
+    count += emit(hn::And(valid, is_candidate<kWithFloor>(constants, filter.key, tokens, score)), tokens, score,
+                  token_ids + count, kept_scores + count);
   }
   for (int32_t query = 0; query < num_queries; ++query) maxima[query] = hn::GetLane(hn::MaxOfLanes(df, best[query]));
   return count;
 }
 
-int32_t filter_candidates_simd(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
-                               int32_t num_tokens, float* maxima, int32_t* token_ids, float* kept_scores) {
-  const auto run = filter.num_queries == 1   ? &filter_queries<1>
-                   : filter.num_queries == 2 ? &filter_queries<2>
-                   : filter.num_queries == 4 ? &filter_queries<4>
-                                             : &filter_queries<0>;
+template <bool kWithFloor>
+int32_t filter_candidates_with(const CandidateFilter& filter, const float* scores, int64_t score_stride,
+                               int32_t first_token, int32_t num_tokens, float* maxima, int32_t* token_ids,
+                               float* kept_scores) {
+  const auto run = filter.num_queries == 1   ? &filter_queries<1, kWithFloor>
+                   : filter.num_queries == 2 ? &filter_queries<2, kWithFloor>
+                   : filter.num_queries == 4 ? &filter_queries<4, kWithFloor>
+                                             : &filter_queries<0, kWithFloor>;
+  return run(filter, scores, score_stride, first_token, num_tokens, maxima, token_ids, kept_scores);
+}
+
+int32_t filter_candidates_simd(const CandidateFilter& filter, const float* scores, int64_t score_stride,
+                               int32_t first_token, int32_t num_tokens, float* maxima, int32_t* token_ids,
+                               float* kept_scores) {
+  const bool with_floor = filter.floor_add != 0.0f || filter.floor_min > -kInfinity;
+  const auto run = with_floor ? &filter_candidates_with<true> : &filter_candidates_with<false>;
   return run(filter, scores, score_stride, first_token, num_tokens, maxima, token_ids, kept_scores);
 }
 
@@ -135,12 +163,12 @@ void group_scores_simd(const float* scores, int64_t score_stride, int32_t num_qu
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
   HWY_ALIGN float last[kCandidatePadding];
   for (int32_t token = 0; token < num_tokens; token += lanes) {
-    F32Vec score = hn::Set(df, -kInfinity);
+    F32Vec score = hn::Set(df, -kLargestScore);
     for (int32_t query = 0; query < num_queries; ++query) {
       const F32Vec value = hn::LoadU(df, scores + query * score_stride + token);
-      score = hn::Max(hn::Sub(value, hn::Set(df, log_sums[query])), score);
+      score = larger(hn::Sub(value, hn::Set(df, log_sums[query])), score);
     }
-    score = clamp_score(score);
+    score = hn::Min(score, hn::Set(df, kLargestScore));
     if (token + lanes <= num_tokens) {
       hn::StoreU(score, df, out + token);
     } else {
@@ -197,29 +225,48 @@ HWY_INLINE float largest_negated(const float* values, int32_t count) {
   return result;
 }
 
-// Calls body(vector, valid) for exp(values - shift), a vector at a time; lanes past the end are 0 in `valid`.
-template <class Body>
-HWY_INLINE void for_each_exp(const float* values, int32_t count, float shift, Body body) {
+// exp(x), x <= 0.
+HWY_INLINE F32Vec exp_nonpositive(F32Vec x) {
+  const F32 df;
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Exp(df, x);
+#else
+  return exp2_nonpositive(df, hn::Mul(x, hn::Set(df, kLog2E)));
+#endif
+}
+
+// Sum of exp(values - shift), where shift is the largest value; keeps the terms where `terms` is given.
+HWY_INLINE float sum_exp(const float* values, int32_t count, float shift, float* terms) {  // terms: [count] f32; nullable
   const F32 df;
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  constexpr int32_t kChains = 4;  // sums that do not wait for each other
   const auto vshift = hn::Set(df, shift);
+  F32Vec sums[kChains] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
   int32_t i = 0;
-  for (; i + lanes <= count; i += lanes) body(i, hn::Exp(df, hn::Sub(hn::LoadU(df, values + i), vshift)));
+  const auto term = [&](int32_t at) HWY_ATTR {
+    const F32Vec result = exp_nonpositive(hn::Sub(hn::LoadU(df, values + at), vshift));
+    if (terms != nullptr) hn::StoreU(result, df, terms + at);
+    return result;
+  };
+  for (; i + kChains * lanes <= count; i += kChains * lanes) {
+    for (int32_t j = 0; j < kChains; ++j) sums[j] = hn::Add(sums[j], term(i + j * lanes));
+  }
+  for (; i + lanes <= count; i += lanes) sums[0] = hn::Add(sums[0], term(i));
   if (i < count) {
     HWY_ALIGN float last[kCandidatePadding] = {};
     std::copy(values + i, values + count, last);
     const auto valid = hn::FirstN(df, static_cast<size_t>(count - i));
-    body(i, hn::IfThenElseZero(valid, hn::Exp(df, hn::Sub(hn::Load(df, last), vshift))));
+    const F32Vec result = hn::IfThenElseZero(valid, exp_nonpositive(hn::Sub(hn::Load(df, last), vshift)));
+    if (terms != nullptr) hn::StoreU(result, df, terms + i);
+    sums[0] = hn::Add(sums[0], result);
   }
+  return hn::GetLane(hn::SumOfLanes(df, hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]))));
 }
 
 float log_sum_exp_simd(const float* values, int32_t count) {
-  const F32 df;
   const float shift = largest(values, count);
   if (!std::isfinite(shift)) return shift;
-  auto sum = hn::Zero(df);
-  for_each_exp(values, count, shift, [&](int32_t, F32Vec terms) { sum = hn::Add(sum, terms); });
-  return shift + std::log(hn::GetLane(hn::SumOfLanes(df, sum)));
+  return shift + std::log(sum_exp(values, count, shift, nullptr));
 }
 
 float expected_key_threshold_simd(const float* scores, int32_t count, float weight, float target, float* scratch) {
@@ -228,12 +275,13 @@ float expected_key_threshold_simd(const float* scores, int32_t count, float weig
   if (weight * static_cast<float>(count) <= target) return -kInfinity;
   const float shift = largest(scores, count);
   if (!std::isfinite(shift)) return -kInfinity;
-  for_each_exp(scores, count, shift, [&](int32_t i, F32Vec terms) { hn::StoreU(terms, df, scratch + i); });
+  const float total = sum_exp(scores, count, shift, scratch);
 
   // Newton's method for sum_i min(1, t exp(a_i - shift)) = goal: concave in t, so t approaches the root from below.
   const auto one = hn::Set(df, 1.0f);
   const float goal = target / weight;
-  float t = 0.0f;
+  if (!(total > 0.0f) || !std::isfinite(goal / total)) return -kInfinity;
+  float t = goal / total;  // the first step from t = 0
   for (int32_t step = 0; step < 30; ++step) {
     auto linear0 = hn::Zero(df), linear1 = hn::Zero(df), full0 = hn::Zero(df), full1 = hn::Zero(df);
     const auto vt = hn::Set(df, t);
@@ -264,9 +312,47 @@ HWY_INLINE float from_ordered_bits(int32_t bits) { return std::bit_cast<float>(b
 
 constexpr int32_t kFewValues = 24;
 
+// Keeps the values between two of a sample that most probably enclose the n-th largest; false when they do not, or when nothing
+// would be gained. Then nothing has changed.
+HWY_INLINE bool narrow(float* values, int32_t& count, int32_t& n) {
+  constexpr int32_t kSample = 32, kSpread = 4;  // of the sample, on either side
+  const F32 df;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  float sample[kSample];  // [kSample] f32
+  for (int32_t i = 0; i < kSample; ++i) sample[i] = values[static_cast<int64_t>(count) * i / kSample];
+  std::sort(sample, sample + kSample, [](float a, float b) { return a > b; });
+  const auto rank = static_cast<int32_t>(static_cast<int64_t>(n) * kSample / count);
+  const float high = rank >= kSpread ? sample[rank - kSpread] : kInfinity;
+  const float low = rank + kSpread < kSample ? sample[rank + kSpread] : -kInfinity;
+  const auto vhigh = hn::Set(df, high), vlow = hn::Set(df, low);
+  int32_t above = 0, at_least = 0;
+  int32_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto value = hn::LoadU(df, values + i);
+    above += static_cast<int32_t>(hn::CountTrue(df, hn::Gt(value, vhigh)));
+    at_least += static_cast<int32_t>(hn::CountTrue(df, hn::Ge(value, vlow)));
+  }
+  for (int32_t j = i; j < count; ++j) above += values[j] > high ? 1 : 0, at_least += values[j] >= low ? 1 : 0;
+  if (above >= n || at_least < n || at_least - above > count / 2) return false;
+  int32_t kept = 0;
+  for (i = 0; i < count; i += lanes) {
+    const auto valid = hn::FirstN(df, static_cast<size_t>(count - i));
+    const auto value = hn::LoadU(df, values + i);
+    const auto chosen = hn::And(valid, hn::And(hn::Le(value, vhigh), hn::Ge(value, vlow)));
+    hn::StoreU(hn::Compress(value, chosen), df, values + kept);
+    kept += static_cast<int32_t>(hn::CountTrue(df, chosen));
+  }
+  count = kept;
+  n -= above;
+  return true;
+}
+
 float nth_largest_simd(float* values, int32_t count, int32_t n) {
   const F32 df;
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  constexpr int32_t kManyValues = 256;
+  while (count > kManyValues && narrow(values, count, n)) {
+  }
   int64_t low = ordered_bits(-largest_negated(values, count)), high = ordered_bits(largest(values, count));
   while (count > kFewValues && low < high) {
     // Values above `middle` and the others: both sides of the interval [low, high] shrink to half.
@@ -298,6 +384,32 @@ float nth_largest_simd(float* values, int32_t count, int32_t n) {
   if (low >= high) return from_ordered_bits(static_cast<int32_t>(low));
   std::nth_element(values, values + (n - 1), values + count, [](float a, float b) { return a > b; });
   return values[n - 1];
+}
+
+int32_t count_at_least_simd(const float* scores, int32_t count, float cut) {
+  const F32 df;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  int32_t result = 0, i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    result += static_cast<int32_t>(hn::CountTrue(df, hn::Ge(hn::LoadU(df, scores + i), hn::Set(df, cut))));
+  }
+  for (; i < count; ++i) result += scores[i] >= cut ? 1 : 0;
+  return result;
+}
+
+void raise_at_least_simd(const float* scores, int32_t count, float cut, float* keys, float* mixed) {
+  const F32 df;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  const auto infinity = hn::Set(df, kInfinity);
+  int32_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto top = hn::Ge(hn::LoadU(df, scores + i), hn::Set(df, cut));
+    hn::StoreU(hn::IfThenElse(top, infinity, hn::LoadU(df, keys + i)), df, keys + i);
+    hn::StoreU(hn::IfThenElse(top, infinity, hn::LoadU(df, mixed + i)), df, mixed + i);
+  }
+  for (; i < count; ++i) {
+    if (scores[i] >= cut) keys[i] = mixed[i] = kInfinity;
+  }
 }
 
 int32_t take_above_simd(const int32_t* token_ids, const float* scores, const float* keys, int32_t count, float tau,
@@ -335,12 +447,16 @@ HWY_EXPORT(random_keys_simd);
 HWY_EXPORT(log_sum_exp_simd);
 HWY_EXPORT(expected_key_threshold_simd);
 HWY_EXPORT(nth_largest_simd);
+HWY_EXPORT(count_at_least_simd);
+HWY_EXPORT(raise_at_least_simd);
 HWY_EXPORT(take_above_simd);
 
 namespace {
-// As float bits, 2^x is at most 2^23 * (x + 127): the chord between powers of two lies above the curve.
+// As float bits, 2^x is at most 2^23 * (x + 127): the chord between powers of two lies above the curve. Hashes are u in units
+// of 2^-31.
 constexpr double kBitsPerOctave = 0x1p23;
-constexpr double kBitsOfOne = 127.0 * 0x1p23;
+constexpr int32_t kBitsOfUnit = 31 << 23;
+constexpr double kBitsOfOne = 127.0 * 0x1p23 + kBitsOfUnit;
 constexpr double kOctavesPerNat = 1.4426950408889634;
 // Slack in nats for the rounding of the bound (64 in 2^23 bits), of ln and of the keys themselves (2^-20 at 16).
 double key_slack(float threshold) { return 1e-3 + 0x1p-20 * std::abs(double{threshold}); }
@@ -355,13 +471,14 @@ void CandidateFilter::keep_keys_above(float threshold) {
 void CandidateFilter::keep_uniforms_up_to(float threshold) {
   bound_slope = 0.0f;
   // Rounding to float may lose 64 in the bits: as many are added.
-  bound_offset = threshold >= 1.0f ? 0x3f800000 : static_cast<float>(std::bit_cast<int32_t>(threshold) + 128);
+  const int32_t bits = threshold >= 1.0f ? 0x3f800000 : std::bit_cast<int32_t>(threshold) + 128;
+  bound_offset = static_cast<float>(kBitsOfUnit + bits);
 }
 
 int32_t filter_candidates(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
                           int32_t num_tokens, float* maxima, int32_t* token_ids, float* group_scores_out) {
-  return HWY_DYNAMIC_DISPATCH(filter_candidates_simd)(filter, scores, score_stride, first_token, num_tokens, maxima, token_ids,
-                                                      group_scores_out);
+  return HWY_DYNAMIC_DISPATCH(filter_candidates_simd)(filter, scores, score_stride, first_token, num_tokens, maxima,
+                                                      token_ids, group_scores_out);
 }
 
 void group_scores(const float* scores, int64_t score_stride, int32_t num_queries, const float* log_sums, int32_t num_tokens,
@@ -377,8 +494,16 @@ float nth_largest(float* values, int32_t count, int32_t n) {
   return HWY_DYNAMIC_DISPATCH(nth_largest_simd)(values, count, n);
 }
 
-int32_t take_above(const int32_t* token_ids, const float* scores, const float* keys, int32_t count, float tau, int32_t* out_ids,
-                   float* out_weights) {
+int32_t count_at_least(const float* scores, int32_t count, float cut) {
+  return HWY_DYNAMIC_DISPATCH(count_at_least_simd)(scores, count, cut);
+}
+
+void raise_at_least(const float* scores, int32_t count, float cut, float* keys, float* mixed) {
+  HWY_DYNAMIC_DISPATCH(raise_at_least_simd)(scores, count, cut, keys, mixed);
+}
+
+int32_t take_above(const int32_t* token_ids, const float* scores, const float* keys, int32_t count, float tau,
+                   int32_t* out_ids, float* out_weights) {
   return HWY_DYNAMIC_DISPATCH(take_above_simd)(token_ids, scores, keys, count, tau, out_ids, out_weights);
 }
 

@@ -36,12 +36,13 @@ struct CandidateFilter {
 
 // Appends the candidates among [first_token, first_token + num_tokens) in ascending order; returns how many.
 // `maxima` is raised to the largest score of each query over these tokens.
-int32_t filter_candidates(const CandidateFilter& filter,
-                          const float* scores,  // [num_queries, score_stride] f32; at [query * score_stride] is first_token's
-                          int64_t score_stride, int32_t first_token, int32_t num_tokens,
-                          float* maxima,        // [num_queries] f32
-                          int32_t* token_ids,   // [num_tokens + kCandidatePadding] i32
-                          float* group_scores); // [num_tokens + kCandidatePadding] f32; a_i
+int32_t filter_candidates(
+    const CandidateFilter& filter,
+    const float* scores,  // [num_queries, score_stride] f32; at [query * score_stride] is first_token's
+    int64_t score_stride, int32_t first_token, int32_t num_tokens,
+    float* maxima,         // [num_queries] f32
+    int32_t* token_ids,    // [num_tokens + kCandidatePadding] i32
+    float* group_scores);  // [num_tokens + kCandidatePadding] f32; a_i
 
 // a_i of all tokens.
 void group_scores(const float* scores,  // [num_queries, score_stride] f32
@@ -55,19 +56,27 @@ void random_keys(ListKey key,
                  const int32_t* token_ids,  // [count] i32
                  const float* scores,       // [count] f32; a
                  int32_t count,
-                 float* keys);              // [count] f32
+                 float* keys);  // [count] f32
 
-// The n-th largest value, 1 <= n <= count: halves the interval of float bits and keeps the side that holds it, without the
-// mispredicted branches of a quickselect. Overwrites the values. Pre: no NaN.
+// The n-th largest value, 1 <= n <= count: keeps what lies between two values of a sample, then halves the interval of float
+// bits and keeps the side that holds it, without the mispredicted branches of a quickselect. Overwrites the values. Pre: no NaN.
 float nth_largest(float* values, int32_t count, int32_t n);  // [count + kCandidatePadding] f32
+
+int32_t count_at_least(const float* scores,  // [count] f32
+                       int32_t count, float cut);
+// Sets keys and mixed scores to infinity where the score is at least `cut`.
+void raise_at_least(const float* scores,  // [count] f32
+                    int32_t count, float cut,
+                    float* keys,    // [count] f32
+                    float* mixed);  // [count] f32
 
 // Copies the tokens whose keys exceed tau, in order, with weights max(0, tau - a); returns how many.
 int32_t take_above(const int32_t* token_ids,  // [count] i32
                    const float* scores,       // [count] f32; a
                    const float* keys,         // [count] f32
                    int32_t count, float tau,
-                   int32_t* out_ids,          // [count + kCandidatePadding] i32
-                   float* out_weights);       // [count + kCandidatePadding] f32
+                   int32_t* out_ids,     // [count + kCandidatePadding] i32
+                   float* out_weights);  // [count + kCandidatePadding] f32
 
 // ln of the sum of exp(values); -inf for no values.
 float log_sum_exp(const float* values, int32_t count);  // [count] f32

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/select/key_rows.cc"
@@ -16,6 +17,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using F32 = hn::ScalableTag<float>;
 using F32Vec = hn::Vec<F32>;
+using I32 = hn::Rebind<int32_t, F32>;
+using I32Vec = hn::Vec<I32>;
 constexpr int32_t kQueryTile = 4;  // rows are read once per tile
 
 HWY_INLINE F32Vec load(F32 d, const float* from) { return hn::LoadU(d, from); }
@@ -37,17 +40,16 @@ HWY_INLINE float to_f32(uint8_t value) { return static_cast<float>(value); }
 
 #if HWY_TARGET != HWY_SCALAR
 
-using Quad = hn::Vec<hn::FixedTag<float, 4>>;
-
 // Adds the 16-byte lanes of a vector.
-HWY_INLINE Quad fold(F32Vec v) {
+template <class V>
+HWY_INLINE hn::Vec<hn::FixedTag<hn::TFromV<V>, 4>> fold(V v) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  const hn::Half<F32> half;
+  const hn::Half<hn::DFromV<V>> half;
   const hn::Half<decltype(half)> quarter;
   const auto sum = hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v));
   return hn::Add(hn::LowerHalf(quarter, sum), hn::UpperHalf(quarter, sum));
 #elif HWY_TARGET == HWY_AVX2
-  const hn::Half<F32> half;
+  const hn::Half<hn::DFromV<V>> half;
   return hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v));
 #else
   return v;
@@ -62,9 +64,9 @@ HWY_INLINE void sum_elements(const F32Vec (&sums)[kQueries], float* out) {  // [
 #if HWY_TARGET != HWY_SCALAR
   if constexpr (kQueries == 4) {
     const hn::FixedTag<float, 4> d;
-    const Quad a = fold(sums[0]), b = fold(sums[1]), c = fold(sums[2]), e = fold(sums[3]);
-    const Quad ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-    const Quad ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+    const auto a = fold(sums[0]), b = fold(sums[1]), c = fold(sums[2]), e = fold(sums[3]);
+    const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+    const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
     hn::StoreU(hn::Add(hn::ConcatLowerLower(d, ce, ab), hn::ConcatUpperUpper(d, ce, ab)), d, out);
     return;
   }
@@ -98,41 +100,83 @@ void dot_tile(const float* q, int32_t dim, const void* const* rows, int32_t num_
   }
 }
 
+float round_to_i16_simd(const float* values, int32_t count, int16_t* rounded) {
+  constexpr float kLargest = 32767.0f;
+  float largest = 0.0f;
+  bool finite = true;
+  for (int32_t i = 0; i < count; ++i) {
+    finite = finite && std::isfinite(values[i]);
+    largest = std::max(largest, std::abs(values[i]));
+  }
+  const float step = finite ? largest / kLargest : 0.0f;
+  const float inverse = step > 0.0f && std::isfinite(1.0f / step) ? 1.0f / step : 0.0f;
+  if (inverse == 0.0f) {
+    std::fill_n(rounded, count, int16_t{0});
+    return 0.0f;
+  }
+  for (int32_t i = 0; i < count; ++i) {
+    rounded[i] = static_cast<int16_t>(std::clamp(std::nearbyint(values[i] * inverse), -kLargest, kLargest));
+  }
+  return step;
+}
+
+// Sums of the elements of four vectors at once share their shuffles.
 template <int32_t kQueries>
-void dot_nibble_tile(const float* q, int32_t dim, const void* const* rows, int32_t num_rows, float* dots, int64_t dot_stride) {
-  const F32 d;
-  const hn::Rebind<int32_t, F32> di;
-  const hn::Rebind<uint8_t, F32> d8;
-  const int32_t lanes = static_cast<int32_t>(hn::Lanes(d));
+HWY_INLINE void sum_elements(const I32Vec (&sums)[kQueries], int32_t* out,
+                             int64_t stride) {  // [kQueries] i32; stride apart
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (kQueries == 4) {
+    const hn::FixedTag<int32_t, 4> d;
+    const auto a = fold(sums[0]), b = fold(sums[1]), c = fold(sums[2]), e = fold(sums[3]);
+    const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+    const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+    HWY_ALIGN int32_t totals[4];
+    hn::Store(hn::Add(hn::ConcatLowerLower(d, ce, ab), hn::ConcatUpperUpper(d, ce, ab)), d, totals);
+    for (int32_t query = 0; query < kQueries; ++query) out[query * stride] = totals[query];
+    return;
+  }
+#endif
+  const I32 d;
+  for (int32_t query = 0; query < kQueries; ++query) out[query * stride] = hn::GetLane(hn::SumOfLanes(d, sums[query]));
+}
+
+template <int32_t kQueries>
+void dot_nibble_tile(const int16_t* q, int32_t dim, const void* const* rows, int32_t num_rows, int32_t* dots,
+                     int64_t dot_stride) {
+  const I32 d32;
   const int32_t half = dim / 2;
   for (int32_t r = 0; r < num_rows; ++r) {
     const auto* row = static_cast<const uint8_t*>(rows[r]);  // [half] bytes
-    F32Vec sums[kQueries];
-    for (auto& sum : sums) sum = hn::Zero(d);
+    I32Vec sums[kQueries], more[kQueries];                   // `more` is what some instruction sets add elsewhere
+    for (auto& sum : sums) sum = hn::Zero(d32);
+    for (auto& sum : more) sum = hn::Zero(d32);
     int32_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+    const hn::Repartition<int16_t, I32> d16;
+    const hn::Rebind<uint8_t, decltype(d16)> d8;
+    const int32_t lanes = static_cast<int32_t>(hn::Lanes(d16));
     for (; i + lanes <= half; i += lanes) {
-      const auto bytes = hn::PromoteTo(di, hn::LoadU(d8, row + i));
-      const F32Vec low = hn::ConvertTo(d, hn::And(bytes, hn::Set(di, 15)));
-      const F32Vec high = hn::ConvertTo(d, hn::ShiftRight<4>(bytes));
+      const auto bytes = hn::PromoteTo(d16, hn::LoadU(d8, row + i));
+      const auto low = hn::And(bytes, hn::Set(d16, 15)), high = hn::ShiftRight<4>(bytes);
       for (int32_t query = 0; query < kQueries; ++query) {
-        const float* at = q + int64_t{query} * dim + i;
-        sums[query] = hn::MulAdd(low, hn::LoadU(d, at), hn::MulAdd(high, hn::LoadU(d, at + half), sums[query]));
+        const int16_t* at = q + int64_t{query} * dim + i;
+        sums[query] = hn::ReorderWidenMulAccumulate(d32, low, hn::LoadU(d16, at), sums[query], more[query]);
+        sums[query] = hn::ReorderWidenMulAccumulate(d32, high, hn::LoadU(d16, at + half), sums[query], more[query]);
       }
     }
-    float totals[kQueries];
-    sum_elements(sums, totals);
-    for (int32_t query = 0; query < kQueries; ++query) {
-      const float* at = q + int64_t{query} * dim;
-      for (int32_t j = i; j < half; ++j) {
-        totals[query] += at[j] * static_cast<float>(row[j] & 15) + at[half + j] * static_cast<float>(row[j] >> 4);
-      }
-      dots[query * dot_stride + r] = totals[query];
+#endif
+    for (int32_t query = 0; query < kQueries; ++query) sums[query] = hn::Add(sums[query], more[query]);
+    sum_elements(sums, dots + r, dot_stride);
+    for (int32_t query = 0; query < kQueries && i < half; ++query) {
+      const int16_t* at = q + int64_t{query} * dim;
+      for (int32_t j = i; j < half; ++j)
+        dots[query * dot_stride + r] += at[j] * (row[j] & 15) + at[half + j] * (row[j] >> 4);
     }
   }
 }
 
-void dot_nibble_rows_simd(const float* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows,
-                          float* dots, int64_t dot_stride) {
+void dot_nibble_rows_simd(const int16_t* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows,
+                          int32_t* dots, int64_t dot_stride) {
   for (int32_t first = 0; first < num_queries; first += kQueryTile) {
     const int32_t tile = std::min(kQueryTile, num_queries - first);
     const auto run = tile == 1   ? &dot_nibble_tile<1>
@@ -194,6 +238,7 @@ HWY_AFTER_NAMESPACE();
 namespace rarefy::cpu {
 
 HWY_EXPORT(dot_rows_simd);
+HWY_EXPORT(round_to_i16_simd);
 HWY_EXPORT(dot_nibble_rows_simd);
 HWY_EXPORT(rows_to_float_simd);
 
@@ -202,8 +247,12 @@ void dot_rows(const float* q, int32_t num_queries, int32_t dim, const void* cons
   HWY_DYNAMIC_DISPATCH(dot_rows_simd)(q, num_queries, dim, rows, num_rows, dtype, dots, dot_stride);
 }
 
-void dot_nibble_rows(const float* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows, float* dots,
-                     int64_t dot_stride) {
+float round_to_i16(const float* values, int32_t count, int16_t* rounded) {
+  return HWY_DYNAMIC_DISPATCH(round_to_i16_simd)(values, count, rounded);
+}
+
+void dot_nibble_rows(const int16_t* q, int32_t num_queries, int32_t dim, const void* const* rows, int32_t num_rows,
+                     int32_t* dots, int64_t dot_stride) {
   HWY_DYNAMIC_DISPATCH(dot_nibble_rows_simd)(q, num_queries, dim, rows, num_rows, dots, dot_stride);
 }
 

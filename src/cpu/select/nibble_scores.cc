@@ -147,7 +147,8 @@ HWY_INLINE void add_rows(const uint8_t* tables, int64_t half_bytes, const std::b
   for (int32_t query = 0; query < kQueries; ++query) {
     const uint8_t* table = tables + query * 2 * half_bytes + at;
     for (int32_t i = 0; i < kVectors; i += 2) {
-      const ByteVec low0 = hn::Load(d8, table + i * vector_bytes), high0 = hn::Load(d8, table + half_bytes + i * vector_bytes);
+      const ByteVec low0 = hn::Load(d8, table + i * vector_bytes),
+                    high0 = hn::Load(d8, table + half_bytes + i * vector_bytes);
       for (int32_t block = 0; block < kBlocks; ++block) {
         ByteVec sum = hn::Add(hn::TableLookupBytes(low0, low[block][i]), hn::TableLookupBytes(high0, high[block][i]));
         if (i + 1 < kVectors) {
@@ -163,15 +164,16 @@ HWY_INLINE void add_rows(const uint8_t* tables, int64_t half_bytes, const std::b
 
 // Sums of table entries for kQueries queries and kBlocks blocks.
 template <int32_t kQueries, int32_t kBlocks>
-HWY_INLINE void sum_tile(const uint8_t* tables, int32_t num_lanes, const std::byte* const* entries,
-                         uint16_t* sums, int64_t query_stride) {  // sums: [kQueries, query_stride] u16; 16 per block
+HWY_INLINE void sum_tile(const uint8_t* tables, int32_t num_lanes, const std::byte* const* entries, uint16_t* sums,
+                         int64_t query_stride) {  // sums: [kQueries, query_stride] u16; 16 per block
   const int64_t half_bytes = int64_t{num_lanes} * kNibblePatterns;
   Sums tile[kQueries][kBlocks];
   for (auto& row : tile) {
     for (Sums& sum : row) sum.all = sum.high = hn::Zero(Words());
   }
   int64_t at = 0;
-  for (; at + 2 * kRowBytes <= half_bytes; at += 2 * kRowBytes) add_rows<kQueries, kBlocks, 2>(tables, half_bytes, entries, at, tile);
+  for (; at + 2 * kRowBytes <= half_bytes; at += 2 * kRowBytes)
+    add_rows<kQueries, kBlocks, 2>(tables, half_bytes, entries, at, tile);
   if (at < half_bytes) add_rows<kQueries, kBlocks, 1>(tables, half_bytes, entries, at, tile);
   const hn::FixedTag<uint16_t, 8> d128;
   for (int32_t query = 0; query < kQueries; ++query) {
@@ -205,34 +207,24 @@ struct Prefetcher {
 
 // What one run of blocks writes, from its first query and block on.
 struct ScoreOutput {
-  float* scores;         // [num_queries, score_stride] f32; 16 per block
+  float* scores;  // [num_queries, score_stride] f32; 16 per block
   int64_t score_stride;
-  const float* offsets;  // [num_queries, offset_stride] f32; one per block; nullable
-  int64_t offset_stride;
 
   HWY_INLINE ScoreOutput from(int32_t query, int32_t block) const {
-    return {scores + query * score_stride + int64_t{block} * kNibbleBlockTokens, score_stride,
-            offsets == nullptr ? nullptr : offsets + query * offset_stride + block, offset_stride};
+    return {scores + query * score_stride + int64_t{block} * kNibbleBlockTokens, score_stride};
   }
-  // Adds the block's offset and stores; `token` is the vector's first one.
+  // `token` is the vector's first one.
   template <class D>
   HWY_INLINE void store(D df, hn::Vec<D> score, int32_t query, int32_t block, int32_t token) const {
-    if (offsets != nullptr) score = hn::Add(score, hn::Set(df, offsets[query * offset_stride + block]));
     hn::StoreU(score, df, scores + query * score_stride + int64_t{block} * kNibbleBlockTokens + token);
   }
 };
 
 // Scales of consecutive tokens from `token` on.
 template <class D>
-HWY_INLINE hn::Vec<D> load_scales(D df, NibbleScale format, const std::byte* scales, int32_t token) {  // [16] f16 or e4m4
-  if (format == NibbleScale::f16) {
-    const hn::Rebind<hwy::float16_t, D> dhalf;
-    return hn::PromoteTo(df, hn::LoadU(dhalf, reinterpret_cast<const hwy::float16_t*>(scales) + token));
-  }
-  const hn::Rebind<int32_t, D> di;
-  const hn::Rebind<uint8_t, D> d8;
-  const auto codes = hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(scales) + token));
-  return hn::BitCast(df, hn::Add(hn::ShiftLeft<19>(codes), hn::Set(di, (127 - kE4m4Bias) << 23)));
+HWY_INLINE hn::Vec<D> load_scales(D df, const std::byte* scales, int32_t token) {  // [16] f16
+  const hn::Rebind<hwy::float16_t, D> dhalf;
+  return hn::PromoteTo(df, hn::LoadU(dhalf, reinterpret_cast<const hwy::float16_t*>(scales) + token));
 }
 
 #if RAREFY_NIBBLE_VNNI
@@ -284,7 +276,7 @@ RAREFY_VNNI_ATTR void score_tile(const NibbleTables& queries, int32_t first_quer
   }
 #pragma GCC unroll 16
   for (int32_t block = 0; block < kBlocks; ++block) {
-    const auto scale = load_scales(df, queries.scale_format, entries[block] + half_bytes, 0);
+    const auto scale = load_scales(df, entries[block] + half_bytes, 0);
 #pragma GCC unroll 16
     for (int32_t query = 0; query < kQueries; ++query) {
       const hn::Vec<decltype(df)> sum{_mm512_cvtepi32_ps(sums[query * kBlocks + block])};
@@ -326,8 +318,8 @@ void sum_run(const uint8_t* tables, int32_t num_lanes, const std::byte* const* e
 
 // scores = scale * (step * (sum - offset)), with the scales behind the codes of each block.
 void scale_run(const uint16_t* sums,  // [num_blocks, 16] u16
-               const std::byte* const* entries, int32_t num_blocks, int64_t codes_bytes, NibbleScale format, float step,
-               int32_t offset, const ScoreOutput& output) {
+               const std::byte* const* entries, int32_t num_blocks, int64_t codes_bytes, float step, int32_t offset,
+               const ScoreOutput& output) {
   const hn::CappedTag<float, kNibbleBlockTokens> df;
   const hn::Rebind<int32_t, decltype(df)> di;
   const hn::Rebind<uint16_t, decltype(df)> d16;
@@ -338,7 +330,7 @@ void scale_run(const uint16_t* sums,  // [num_blocks, 16] u16
     for (int32_t token = 0; token < kNibbleBlockTokens; token += lanes) {
       const int64_t at = int64_t{block} * kNibbleBlockTokens + token;
       const auto sum = hn::Sub(hn::PromoteTo(di, hn::LoadU(d16, sums + at)), voffset);
-      const auto scale = load_scales(df, format, entries[block] + codes_bytes, token);
+      const auto scale = load_scales(df, entries[block] + codes_bytes, token);
       output.store(df, hn::Mul(scale, hn::Mul(hn::ConvertTo(df, sum), vstep)), 0, block, token);
     }
   }
@@ -353,16 +345,15 @@ void score_run(const NibbleTables& queries, int32_t first_query, const std::byte
   sum_run<kQueries>(tables, queries.num_lanes, entries, num_blocks, prefetcher, sums, kQueryStride);
   for (int32_t query = 0; query < kQueries; ++query) {
     scale_run(sums + query * kQueryStride, entries, num_blocks, int64_t{queries.num_lanes} * kNibbleLaneBytes,
-              queries.scale_format, queries.steps[first_query + query], kNibbleTableMiddle * 2 * queries.num_lanes,
-              output.from(query, 0));
+              queries.steps[first_query + query], kNibbleTableMiddle * 2 * queries.num_lanes, output.from(query, 0));
   }
 }
 
 #endif  // RAREFY_NIBBLE_VNNI
 
 void nibble_scores_simd(const NibbleTables& queries, const NibbleBlocks& blocks, float* scores, int64_t score_stride) {
-  const ScoreOutput output{scores, score_stride, blocks.offsets, blocks.num_blocks};
-  const int64_t block_bytes = nibble_block_bytes(queries.num_lanes, queries.scale_format);
+  const ScoreOutput output{scores, score_stride};
+  const int64_t block_bytes = nibble_block_bytes(queries.num_lanes);
   for (int32_t first = 0; first < blocks.num_blocks; first += kRunBlocks) {
     const int32_t count = std::min(kRunBlocks, blocks.num_blocks - first);
     const std::byte* const* entries = blocks.entries + first;
@@ -425,8 +416,8 @@ namespace rarefy::cpu {
 HWY_EXPORT(nibble_scores_simd);
 HWY_EXPORT(make_nibble_table_simd);
 
-float make_nibble_table(const float* q, int32_t head_dim, int32_t dims_per_group, const float* coefficients, int32_t num_lanes,
-                        uint8_t* table) {
+float make_nibble_table(const float* q, int32_t head_dim, int32_t dims_per_group, const float* coefficients,
+                        int32_t num_lanes, uint8_t* table) {
   return HWY_DYNAMIC_DISPATCH(make_nibble_table_simd)(q, head_dim, dims_per_group, coefficients, num_lanes, table);
 }
 

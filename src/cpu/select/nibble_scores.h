@@ -1,6 +1,6 @@
 // Scores of 4-bit codes by table lookup: one byte shuffle looks up 16 codes per 16 bytes of vector.
 //
-// A block is 16 tokens. Its entry holds num_lanes x 16 bytes of codes, then 16 scales (f16 or e4m4). Lane k holds the codes of
+// A block is 16 tokens. Its entry holds num_lanes x 16 bytes of codes, then 16 scales (f16). Lane k holds the codes of
 // groups 2k (low nibble) and 2k + 1 (high nibble), one byte per token; four lanes are interleaved, so that the four bytes of a
 // token are neighbours and one instruction can add them up (nibble_code_offset). A group is a few dimensions with one of 16
 // patterns. For every query a table gives each pattern's contribution, rounded to 0 .. 62, so that four of them add up in a
@@ -14,8 +14,6 @@
 // Thread-safe; nothing is kept.
 #pragma once
 
-#include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -27,26 +25,12 @@ inline constexpr int32_t kNibbleLaneBytes = 16;
 inline constexpr int32_t kNibbleLaneMultiple = 4;  // num_lanes is a multiple: four lanes are interleaved
 inline constexpr int32_t kNibbleTableMiddle = 31;  // table entries are 31 + (-31 .. 31)
 
-// How the scale of a token is stored. e4m4 is a byte with 4 bits of exponent and 4 of mantissa, 2^(E - 8) (1 + m / 16): values
-// from 2^-8 to 248 within 3.2 %, smaller ones become 2^-8. Next to the 60 % by which one sign per dimension misses a key, the
-// rounding of a scale does not show, and it saves a byte per token.
-enum class NibbleScale : int32_t { f16 = 0, e4m4 = 1 };
-
-inline constexpr int32_t kE4m4Bias = 8;
-inline float e4m4_to_float(uint8_t code) {
-  return std::bit_cast<float>((uint32_t{code} << 19) + (uint32_t{127 - kE4m4Bias} << 23));
-}
-inline uint8_t float_to_e4m4(float value) {  // value >= 0; rounds to nearest
-  const int64_t bits = std::bit_cast<int32_t>(value) - (int64_t{127 - kE4m4Bias} << 23);
-  return static_cast<uint8_t>(std::clamp<int64_t>((bits + (1 << 18)) >> 19, 0, 255));
-}
-
 struct NibbleTables {
-  NibbleScale scale_format = NibbleScale::f16;
   int32_t num_queries = 0;
-  int32_t num_lanes = 0;            // a multiple of kNibbleLaneMultiple
-  const uint8_t* tables = nullptr;  // [num_queries, 2, num_lanes, 16] u8; low nibbles' tables, then high ones'; 64-byte aligned
-  const float* steps = nullptr;     // [num_queries] f32
+  int32_t num_lanes = 0;  // a multiple of kNibbleLaneMultiple
+  // `tables` [num_queries, 2, num_lanes, 16] u8; low nibbles' tables, then high ones'; 64-byte aligned
+  const uint8_t* tables = nullptr;
+  const float* steps = nullptr;  // [num_queries] f32
 };
 
 // Where the codes of a token and lane lie within an entry.
@@ -56,24 +40,23 @@ inline int64_t nibble_code_offset(int32_t lane, int32_t token) {
 }
 
 inline int64_t nibble_table_bytes(int32_t num_lanes) { return int64_t{2} * num_lanes * kNibblePatterns; }
-inline int64_t nibble_block_bytes(int32_t num_lanes, NibbleScale scale = NibbleScale::f16) {
-  return int64_t{num_lanes} * kNibbleLaneBytes + (scale == NibbleScale::f16 ? 2 : 1) * kNibbleBlockTokens;
+inline int64_t nibble_block_bytes(int32_t num_lanes) {
+  return int64_t{num_lanes} * kNibbleLaneBytes + 2 * kNibbleBlockTokens;
 }
 
 // Table of one query: the contribution of pattern p in group g is sum_j coefficients[j][p] * q[g * dims_per_group + j],
 // rounded to a multiple of the returned step. Groups past the last dimension contribute nothing.
-float make_nibble_table(const float* q,             // [head_dim] f32
-                        int32_t head_dim,           // a multiple of dims_per_group
+float make_nibble_table(const float* q,    // [head_dim] f32
+                        int32_t head_dim,  // a multiple of dims_per_group
                         int32_t dims_per_group,
                         const float* coefficients,  // [dims_per_group, 16] f32
                         int32_t num_lanes,
-                        uint8_t* table);            // [2, num_lanes, 16] u8
+                        uint8_t* table);  // [2, num_lanes, 16] u8
 
 struct NibbleBlocks {
   const std::byte* const* entries = nullptr;  // [num_blocks + num_ahead] pointers to [nibble_block_bytes] bytes
   int32_t num_blocks = 0;
-  int32_t num_ahead = 0;           // more entries, which may be prefetched
-  const float* offsets = nullptr;  // [num_queries, num_blocks] f32; added to the scores of a block; nullable
+  int32_t num_ahead = 0;  // more entries, which may be prefetched
 };
 
 void nibble_scores(const NibbleTables& queries, const NibbleBlocks& blocks,

@@ -137,6 +137,7 @@ class CudaDecode final : public DecodeKernel {
     p.sink_logits = problem_.sink_logit ? args.sink_logits : nullptr;
     p.scale = args.scale;
     p.soft_cap = problem_.logit_soft_cap;
+    p.inverse_soft_cap = p.soft_cap > 0.0f ? 1.0f / p.soft_cap : 0.0f;
     p.num_q_heads = problem_.num_q_heads;
     p.num_kv_heads = problem_.num_kv_heads;
     p.num_queries = problem_.num_queries;
@@ -156,17 +157,14 @@ class CudaDecode final : public DecodeKernel {
     p.part_stats = reinterpret_cast<float*>(workspace + kHeaderBytes + counters_bytes_);
     p.part_sums = reinterpret_cast<float*>(workspace + kHeaderBytes + counters_bytes_ + stats_bytes_);
     p.split_capacity = split_capacity_;
-    // As many blocks as run at a time, for lists as long as expected; a block of a longer one (dense fallback) takes more splits.
-    const int32_t lists = args.batch * num_lists_ * columns.num_blocks;
-    const int32_t resident = num_multiprocessors_ * (columns.slots == 8 && problem_.head_dim <= 128 ? 3 : 2);
-    launch.grid_splits = std::clamp(resident / lists, 1,
-                                    max_splits(sparse ? std::max(1, args.index.max_selected) : std::max(1, p.max_kv_len)));
+    // A block for every split of lists as long as expected; those of a longer one (dense fallback) take several each.
+    launch.grid_splits = max_splits(sparse ? std::max(1, args.index.max_selected) : std::max(1, p.max_kv_len));
     launch.certificates = certificates;
     // Blocks of a sequence; about so many sequences are worked on at a time.
     const int32_t blocks = launch.grid_splits * num_lists_ * columns.num_blocks;
     p.full_split_tokens = split_tokens(std::max(1, p.max_selected));
     p.prefetch_table_lines = ceil_div(ceil_div(p.max_pages, 32), blocks);
-    p.prefetch_sequences = std::max(1, resident / blocks);
+    p.prefetch_sequences = std::max(1, 3 * num_multiprocessors_ / blocks);
     RAREFY_CUDA(launch_(launch, native(stream)));
 #ifndef NDEBUG
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;

@@ -23,7 +23,7 @@ struct alignas(16) Combine {
   static constexpr int kStride = T::kHeadDim + 4;  // the pad spreads slots over the banks
   float sums[T::kWarps][T::kSlots][kStride];
   float maximum[T::kWarps][T::kSlots], total[T::kWarps][T::kSlots], norms[T::kWarps][T::kSlots];
-  int last, group;  // whether the block has a group of splits to merge, and which
+  int last;  // whether the block arrived last
 };
 
 // One column's result over some tokens, held by one warp: lane l has dims l * kEach .. + kEach - 1.
@@ -203,51 +203,16 @@ __device__ __forceinline__ void merge_parts(const DecodeParams& p, const Place& 
   }
 }
 
-// The block's last arrival at a counter of its list, whose answer is not waited for until it is needed: the block whose arrival
-// completes a group of splits merges it, the one that completes the last group merges the groups. Counters end at 0.
-struct Arrival {
-  int before = -1;  // arrivals before this one; in thread 0; -1: nothing under way
-
-  __device__ static int32_t* counters(const DecodeParams& p, const Work& work) {
-    return p.counters + (work.place.list_row * p.num_column_blocks + work.place.column_block) * kCountersPerList;
-  }
-  // Pre: a barrier since the block stored its part.
-  template <typename T>
-  __device__ __forceinline__ void arrive(const DecodeParams& p, const Work& work, int split, Combine<T>& combine) {
-    if (threadIdx.x != 0 || work.extent.num_splits == 1) return;
-    const int group = split / kMergeGroup;
-    combine.group = group;
-    before = cuda::arrive(counters(p, work) + group);
-  }
-  // Tells the block, through shared memory, whether it has a group to merge; a barrier must follow, and one must be between two calls.
-  template <typename T>
-  __device__ __forceinline__ void publish(const Work& work, Combine<T>& combine) {
-    if (threadIdx.x != 0) return;
-    const bool last = before >= 0 && before == min(kMergeGroup, work.extent.num_splits - combine.group * kMergeGroup) - 1;
-    combine.last = last ? 1 : 0;
-    before = -1;
-  }
-};
-
+// True in the block that arrives last of `expected`; sees what the others wrote before they arrived. Leaves the counter at 0.
 template <typename T>
-__device__ __noinline__ void merge_group(const DecodeParams& p, const Work& work, Combine<T>& combine) {
-  int32_t* counters = Arrival::counters(p, work);  // [kCountersPerList] i32
-  const int group = combine.group, num_groups = ceil_div(work.extent.num_splits, kMergeGroup);
-  int first = group * kMergeGroup, count = min(kMergeGroup, work.extent.num_splits - first);
-  if (threadIdx.x == 0) counters[group] = 0;
-  for (int stride = 1;; stride = kMergeGroup, first = 0, count = num_groups) {
-    const bool final = stride > 1 || num_groups == 1;
-    merge_parts<T>(p, work.place, work.kv_head, first, stride, count, final);
-    if (final) break;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      combine.last = arrive(counters + kCountersPerList - 1) == num_groups - 1 ? 1 : 0;
-      if (combine.last != 0) counters[kCountersPerList - 1] = 0;
-    }
-    __syncthreads();
-    if (combine.last == 0) break;
+__device__ bool arrive_last(int32_t* counter, int expected, Combine<T>& combine) {  // counter [1] i32
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    combine.last = arrive(counter) == expected - 1 ? 1 : 0;
+    if (combine.last != 0) *counter = 0;
   }
-  __syncthreads();  // combine.last may be written again
+  __syncthreads();
+  return combine.last != 0;
 }
 
 template <typename T>
@@ -303,6 +268,18 @@ __device__ void finish_split(const DecodeParams& p, const Work& work, int split,
     } else {
       store_part<T>(p, work.place, split, column, part);
     }
+  }
+  if (work.extent.num_splits == 1) return;
+
+  const int group = split / kMergeGroup, num_groups = ceil_div(work.extent.num_splits, kMergeGroup);
+  int32_t* counters = p.counters + (work.place.list_row * p.num_column_blocks + work.place.column_block) *
+                                       kCountersPerList;  // [kCountersPerList] i32
+  int first = group * kMergeGroup, stride = 1, count = min(kMergeGroup, work.extent.num_splits - group * kMergeGroup);
+  if (!arrive_last<T>(counters + group, count, combine)) return;
+  for (bool final = num_groups == 1;; final = true) {
+    merge_parts<T>(p, work.place, work.kv_head, first, stride, count, final);
+    if (final || !arrive_last<T>(counters + kCountersPerList - 1, num_groups, combine)) return;
+    first = 0, stride = kMergeGroup, count = num_groups;
   }
 }
 

@@ -102,18 +102,6 @@ struct Running {
   float total[T::kColumnTiles];
   float norms[T::kColumnTiles];  // sum of variance weight times |v|^2
   float sums[T::kDimTiles][T::kColumnTiles][4];
-
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int n = 0; n < T::kColumnTiles; ++n) {
-      maximum[n] = -INFINITY, total[n] = norms[n] = 0.0f;
-#pragma unroll
-      for (int tile = 0; tile < T::kDimTiles; ++tile) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sums[tile][n][e] = 0.0f;
-      }
-    }
-  }
 };
 
 // Whether slot n * 8 + g holds variance sums: the upper half of the slots does, with certificates.
@@ -122,7 +110,8 @@ __device__ __forceinline__ bool holds_variance(int n) {
   return T::kCertificates && (T::kColumnTiles == 1 ? threadIdx.x % 32 >= 16 : n == 1);
 }
 
-// Raises the maxima to cover new scores and rescales what was summed under the old ones.
+// Raises the maxima to cover new scores and rescales what was summed under the old ones. While no score is more than kSlackBits above
+// its maximum nothing is done: weights above 1 lose no precision, and after the first step or two that is nearly always so.
 template <typename T>
 __device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&scores)[T::kTiles][2][4]) {
   bool raised = false;
@@ -140,7 +129,7 @@ __device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&sco
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
     raised_to[n] = largest;
-    raised = raised || largest > run.maximum[n];
+    raised = raised || largest > run.maximum[n] + T::kSlackBits;
   }
   if (!__any_sync(0xffffffffu, raised)) return;
   const int c = threadIdx.x % 4;
@@ -240,7 +229,7 @@ __device__ __forceinline__ void attend_step(Running<T>& run, Rows<T>& rows, cons
 #pragma unroll
       for (int e = 0; e < T::kColumnTiles * 2; ++e) {
         float& logit = scores[tile][half][e];
-        if (capped) logit = p.soft_cap * tanhf(logit * (scale / p.soft_cap));
+        if (capped) logit = p.soft_cap * tanhf(logit * scale * p.inverse_soft_cap);
         logit = fmaf(logit, log2_scale, __uint_as_float(e % 2 == 0 ? pair.x : pair.y));
       }
     }
@@ -329,47 +318,27 @@ __global__ __launch_bounds__(T::kThreads,
   lane.token = shared_address(stage.token + 2 * c);
   lane.queries = shared_address(queries + threadIdx.x % 32);
 
-  // While a segment's results are put away, the rows of the next one are looked up.
-  Segment<T> segment = Segment<T>::first(work.extent, blockIdx.x);
-  StageLoads<T> loads;
-  if (segment.count > 0) loads.load_ids(p, work, segment), loads.load_pages(p, work);
-  bool filled = segment.count > 0 && loads.store(p, work, segment, stage);
-  Arrival arrival;
-  Running<T> run;
-  run.clear();
-  while (true) {
-    constexpr int kStride = T::kWarps * T::kStepTokens;
-    int first = warp * T::kStepTokens;
-    if (filled && first < segment.count) {
+  for (int split = blockIdx.x; split < work.extent.num_splits; split += gridDim.x) {
+    Running<T> run = {};
+#pragma unroll
+    for (int n = 0; n < T::kColumnTiles; ++n) run.maximum[n] = -INFINITY;
+    const int split_end = min((split + 1) * work.extent.split_tokens, work.extent.num_tokens);
+    for (int segment = split * work.extent.split_tokens; segment < split_end; segment += T::kSegment) {
+      const int count = min(T::kSegment, split_end - segment);
+      __syncthreads();  // the stage is no longer read
+      if (!fill_stage<T>(p, work, segment, count, stage)) continue;
+      constexpr int kStride = T::kWarps * T::kStepTokens;
+      int first = warp * T::kStepTokens;
+      if (first >= count) continue;
       Rows<T> rows;
       load_keys<T>(rows, lane, first);
       load_values<T>(rows, lane, first);
-      for (; first < segment.count; first += kStride) {
-        attend_step<T>(run, rows, lane, first, first + kStride < segment.count ? first + kStride : -1, p, scale,
-                       last_visible);
+      for (; first < count; first += kStride) {
+        attend_step<T>(run, rows, lane, first, first + kStride < count ? first + kStride : -1, p, scale, last_visible);
       }
     }
-    const Segment<T> next = segment.next(work.extent);
-    const bool more = next.split < work.extent.num_splits;
-    if (more) loads.load_ids(p, work, next);
-    if (segment.ends_split) {
-      finish_split<T>(p, work, segment.split, run, combine);
-      run.clear();
-    }
-    if (more) loads.load_pages(p, work);
-    // Everybody's partial results are stored, and the stage is no longer read.
-    arrival.publish<T>(work, combine);
-    __syncthreads();
-    if (combine.last != 0) merge_group<T>(p, work, combine);
-    if (segment.ends_split) arrival.arrive<T>(p, work, segment.split, combine);
-    if (!more) break;
-    filled = loads.store(p, work, next, stage);
-    segment = next;
+    finish_split<T>(p, work, split, run, combine);
   }
-  __syncthreads();
-  arrival.publish<T>(work, combine);
-  __syncthreads();
-  if (combine.last != 0) merge_group<T>(p, work, combine);
 }
 
 }  // namespace rarefy::cuda

@@ -68,7 +68,7 @@ struct DecodeParams {
   const float* log_weight;    // [batch, num_lists, max_selected] f32; nullable
   int32_t max_selected;
   const float* sink_logits;  // [num_q_heads] f32; nullable
-  float scale, soft_cap;
+  float scale, soft_cap, inverse_soft_cap;
   int32_t num_q_heads, num_kv_heads, num_queries;
   int32_t num_lists, heads_per_list, lists_per_kv_head;
   int32_t columns_per_block, num_column_blocks;  // a column is a (query, query head) pair of a list

@@ -108,25 +108,6 @@ __device__ __forceinline__ void prefetch_lists(const DecodeParams& p, const Plac
   prefetch_l2(ids + static_cast<int64_t>(place.list_row + p.prefetch_sequences * p.num_lists) * p.max_selected + position);
 }
 
-// A segment of a split: what the stage holds at a time. Blocks go through the segments of their splits one after the other.
-template <typename T>
-struct Segment {
-  int split, begin, count;
-  bool ends_split;
-
-  __device__ static Segment first(const Extent& extent, int split) {
-    return at(extent, split, split * extent.split_tokens);
-  }
-  // The next of this block; its split is out of range when there is none.
-  __device__ Segment next(const Extent& extent) const {
-    return ends_split ? first(extent, split + gridDim.x) : at(extent, split, begin + T::kSegment);
-  }
-  __device__ static Segment at(const Extent& extent, int split, int begin) {
-    const int left = min((split + 1) * extent.split_tokens, extent.num_tokens) - begin;
-    return {split, begin, min(left, T::kSegment), left <= T::kSegment};
-  }
-};
-
 template <typename T>
 struct alignas(16) Stage {
   uint32_t row[T::kSegment];                          // offset of the row in units of 16 bytes, within its KV head
@@ -134,6 +115,14 @@ struct alignas(16) Stage {
   int token[T::kSegment];                             // token id; with several queries
   float missing[T::kCertificates ? T::kSegment : 2];  // 1 - inclusion probability
 };
+
+__device__ inline void report(const DecodeParams& p, const Work& work, int position, int token, int page) {
+  if (static_cast<uint32_t>(token) < static_cast<uint32_t>(work.extent.kv_len)) {
+    record_error(p.error, kErrorPage, work.place.sequence, work.place.list, token >> p.page_shift, page, p.num_pages);
+  } else {
+    record_error(p.error, kErrorToken, work.place.sequence, work.place.list, position, token, work.extent.kv_len);
+  }
+}
 
 // After a bad id or page: every row that is missing becomes that of some good token, whose weight of 0 keeps it out. False if there
 // is no good token.
@@ -151,90 +140,78 @@ __device__ __noinline__ bool replace_missing_rows(Stage<T>& stage, int padded) {
   return good != kNoRow;
 }
 
-// One thread's tokens of a segment on their way into the stage, in three parts whose loads wait for each other, so that other work fits
-// between them.
+// Fills the stage with `count` tokens from position `segment` of the list, and up to a whole step with copies of the last one under
+// weight 0. Ends with a barrier. False if none of the tokens can be attended to.
 template <typename T>
-struct StageLoads {
-  static constexpr int kEach = T::kSegment / T::kThreads;
-  int token[kEach], page[kEach];
-  float log_weight[kEach];
-
-  // Past the segment's end: its last token again.
-  __device__ __forceinline__ void load_ids(const DecodeParams& p, const Work& work, const Segment<T>& segment) {
-    const int64_t start = static_cast<int64_t>(work.place.list_row) * p.max_selected + segment.begin;
+__device__ __forceinline__ bool fill_stage(const DecodeParams& p, const Work& work, int segment, int count,
+                                           Stage<T>& stage) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  constexpr int kEach = 2;  // tokens per thread whose loads are under way together
+  const int padded = (count + T::kStepTokens - 1) / T::kStepTokens * T::kStepTokens;
+  const int64_t start = static_cast<int64_t>(work.place.list_row) * p.max_selected + segment;
+  const int32_t* table = p.page_table + static_cast<int64_t>(work.place.sequence) * p.max_pages;  // [max_pages] i32
+  bool bad = false;
+  for (int begin = 0; begin < padded; begin += kEach * T::kThreads) {
+    int token[kEach], page[kEach];
+    float log_weight[kEach];
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      const int i = min(k * T::kThreads + static_cast<int>(threadIdx.x), segment.count - 1);
-      token[k] = segment.begin + i;
+      const int i = min(begin + k * T::kThreads + static_cast<int>(threadIdx.x), count - 1);
+      token[k] = segment + i;
       log_weight[k] = 0.0f;
       if (work.extent.dense) continue;
       token[k] = p.token_ids[start + i];
       if (p.log_weight != nullptr) log_weight[k] = p.log_weight[start + i];
     }
-  }
-  __device__ __forceinline__ void load_pages(const DecodeParams& p, const Work& work) {
-    const int32_t* table = p.page_table + static_cast<int64_t>(work.place.sequence) * p.max_pages;  // [max_pages] i32
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
       page[k] = -1;
       if (static_cast<uint32_t>(token[k]) < static_cast<uint32_t>(work.extent.kv_len))
         page[k] = table[token[k] >> p.page_shift];
     }
-  }
-  // Ends with a barrier. False if no token of the segment can be attended to.
-  __device__ __forceinline__ bool store(const DecodeParams& p, const Work& work, const Segment<T>& segment,
-                                        Stage<T>& stage) const {
-    constexpr float kLog2E = 1.4426950408889634f;
-    const int padded = (segment.count + T::kStepTokens - 1) / T::kStepTokens * T::kStepTokens;
-    bool bad = false;
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      const int i = k * T::kThreads + threadIdx.x;
+      const int i = begin + k * T::kThreads + threadIdx.x;
       if (i >= padded) break;
       const bool good = static_cast<uint32_t>(page[k]) < static_cast<uint32_t>(p.num_pages);
       const uint32_t within = static_cast<uint32_t>(token[k]) & ((1u << p.page_shift) - 1u);
       stage.row[i] = good ? static_cast<uint32_t>(page[k]) * p.page_units + within * p.token_units : kNoRow;
-      stage.log2_weight[i] = good && i < segment.count ? log_weight[k] * kLog2E : -INFINITY;
+      stage.log2_weight[i] = good && i < count ? log_weight[k] * kLog2E : -INFINITY;
       if constexpr (T::kCertificates) stage.missing[i] = -expm1f(-log_weight[k]);
       if (p.num_queries > 1) stage.token[i] = token[k];
       if (!good) {
         bad = true;
-        report(p, work, segment.begin + min(i, segment.count - 1), token[k], page[k]);
+        report(p, work, segment + min(i, count - 1), token[k], page[k]);
       }
     }
-    return !__syncthreads_or(bad) || replace_missing_rows<T>(stage, padded);
   }
-  __device__ static __noinline__ void report(const DecodeParams& p, const Work& work, int position, int token, int page) {
-    if (static_cast<uint32_t>(token) < static_cast<uint32_t>(work.extent.kv_len)) {
-      record_error(p.error, kErrorPage, work.place.sequence, work.place.list, token >> p.page_shift, page, p.num_pages);
-    } else {
-      record_error(p.error, kErrorToken, work.place.sequence, work.place.list, position, token, work.extent.kv_len);
-    }
-  }
-};
+  return !__syncthreads_or(bad) || replace_missing_rows<T>(stage, padded);
+}
 
 // Queries in the order of the matrix instruction: entry (step, lane (g, c)) holds, of the 16 dims that lanes (., c) load of a key for
 // that step, dims (0, 1) of slots g and g + 8 and dims (2, 3) of both. Zeros for slots that serve nothing.
 template <typename T>
 __device__ __forceinline__ void load_queries(const DecodeParams& p, const Place& place,
                                              uint4* queries) {  // queries [head_dim / 16, 32] 16 bytes
-  constexpr int kEntries = T::kHeadDim / 16 * 32;
+  // A thread's entries differ by whole steps only: one slot (or two), one quarter of a step.
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  const auto row_of = [&](int slot) -> const char* {
+    const int column = slot % T::kColumns;
+    if (column >= place.num_columns) return nullptr;
+    return static_cast<const char*>(p.q) + static_cast<int64_t>(place.output_row(p, column)) * (T::kHeadDim * 2) +
+           c * T::kKeySteps * 8;
+  };
+  const char* low = row_of(g);  // [head_dim] 16 bits; nullable
+  const char* high = T::kColumnTiles == 2 ? row_of(g + 8) : nullptr;
 #pragma unroll
-  for (int begin = 0; begin < kEntries; begin += T::kThreads) {
-    const int i = begin + threadIdx.x, step = i / 32, g = i % 32 / 4, c = i % 4;
-    // Lane c loads 4 * kKeySteps consecutive dims of every 16 * kKeySteps; step k of them uses four.
-    const int dim = step / T::kKeySteps * 16 * T::kKeySteps + c * 4 * T::kKeySteps + step % T::kKeySteps * 4;
-    uint2 low = {0, 0}, high = {0, 0};
-    const auto load = [&](int slot) -> uint2 {
-      const int column = slot % T::kColumns;
-      if (column >= place.num_columns) return {0, 0};
-      const char* row =
-          static_cast<const char*>(p.q) + static_cast<int64_t>(place.output_row(p, column)) * (T::kHeadDim * 2);
-      return *reinterpret_cast<const uint2*>(row + dim * 2);
-    };
-    low = load(g);
-    if constexpr (T::kColumnTiles == 2) high = load(g + 8);
-    queries[i] = {low.x, high.x, low.y, high.y};
+  for (int k = 0; k < T::kHeadDim / 16 / T::kWarps; ++k) {
+    const int step = threadIdx.x / 32 + k * T::kWarps;
+    // Lane c loads 4 * kKeySteps consecutive dims of every 16 * kKeySteps of a key; each step uses four of them.
+    const int offset = (step / T::kKeySteps * 16 * T::kKeySteps + step % T::kKeySteps * 4) * 2;
+    uint2 first = {0, 0}, second = {0, 0};
+    if (low != nullptr) first = *reinterpret_cast<const uint2*>(low + offset);
+    if (high != nullptr) second = *reinterpret_cast<const uint2*>(high + offset);
+    queries[step * 32 + lane] = {first.x, second.x, first.y, second.y};
   }
 }
 

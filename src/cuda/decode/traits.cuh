@@ -26,8 +26,10 @@ struct DecodeTraits {
   static constexpr int kDimTiles = kHeadDim / 16;
   // Registers: 8 KB of rows in flight per warp, sums, addresses: 168 allow three blocks of four warps.
   static constexpr int kBlocksPerMultiprocessor = kColumnTiles == 1 && kHeadDim <= 128 ? 3 : 2;
-  static constexpr int kSegment = 256;  // tokens whose row offsets are looked up at once
+  static constexpr int kSegment = 512;  // tokens whose row offsets are looked up at once
   // f16 weights are scaled so that those 2^-24 of the largest keep 11 bits.
+  // log2 of how far a weight may exceed 1 before the running maximum follows: squared and scaled weights must stay finite.
+  static constexpr float kSlackBits = kBf16 ? 8.0f : 1.0f;
   static constexpr float kWeightScale = kBf16 ? 1.0f : 4096.0f;
 };
 

@@ -3,25 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "model/tokenizer/character_class.h"
 #include "model/tokenizer/fields.h"
 #include "model/tokenizer/utf8.h"
 
 namespace rarefy::model::tokenizer {
 namespace {
-
-bool is_white_space(uint32_t c) {
-  return (c >= 0x9 && c <= 0xd) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
-         c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
-}
-
-bool continues_character(char c) { return (static_cast<uint8_t>(c) & 0xc0) == 0x80; }
-
-// Where the last character of `text` starts. Pre: text is not empty.
-std::size_t last_character(std::string_view text) {
-  std::size_t start = text.size() - 1;
-  while (start > 0 && continues_character(text[start])) --start;
-  return start;
-}
 
 std::size_t leading_white_space(std::string_view text) {
   std::size_t end = 0;
@@ -45,7 +32,7 @@ std::size_t trailing_white_space(std::string_view text) {
 
 // A character of a word as the engine that `tokenizers` uses here sees it: unlike Oniguruma's \w with joiners and without the
 // superscripts and fractions of Latin-1.
-const std::string kWordCharacter = R"((?:(?![\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}])[\w\x{200c}\x{200d}]))";
+constexpr std::string_view kWordCharacter = R"((?:(?![\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}])[\w\x{200c}\x{200d}]))";
 
 Expected<bool> matches(const Regex& regex, std::string_view text, RegexScratch& scratch) {
   std::vector<Range> found;
@@ -101,6 +88,7 @@ Expected<AddedToken> AddedTokens::parse_one(const Json& value, std::string_view 
 Expected<AddedTokens> AddedTokens::parse(const Json* value, std::string_view place, const Vocabulary& model_vocabulary,
                                          std::span<const std::unique_ptr<Normalizer>> normalizers) {
   AddedTokens added;
+  RAREFY_ASSIGN_OR_RETURN(RegexScratch scratch, RegexScratch::make());
   if (value == nullptr) return added;
   if (!value->is_array()) return unexpected(place, "an array", *value);
   bool any_single_word = false;
@@ -111,9 +99,7 @@ Expected<AddedTokens> AddedTokens::parse(const Json* value, std::string_view pla
     const int32_t model_id = model_vocabulary.id(token.content);
     std::string pattern = token.content;
     if (token.normalized) {
-      for (const auto& normalizer : normalizers) {
-        RAREFY_ASSIGN_OR_RETURN(pattern, normalizer->normalize(std::move(pattern)));
-      }
+      RAREFY_ASSIGN_OR_RETURN(pattern, normalize(normalizers, std::move(pattern), scratch));
     }
     // As in `tokenizers`, such a token decodes to its normalised content.
     const bool clashes = (holder != nullptr && *holder != token.content) || (model_id >= 0 && model_id != token.id);
@@ -127,8 +113,8 @@ Expected<AddedTokens> AddedTokens::parse(const Json* value, std::string_view pla
     added.tokens_.push_back(std::move(token));
   }
   if (any_single_word) {
-    RAREFY_ASSIGN_OR_RETURN(Regex before, Regex::compile(kWordCharacter + "\\z"));
-    RAREFY_ASSIGN_OR_RETURN(Regex after, Regex::compile("\\A" + kWordCharacter));
+    RAREFY_ASSIGN_OR_RETURN(Regex before, Regex::compile(std::string(kWordCharacter) + "\\z"));
+    RAREFY_ASSIGN_OR_RETURN(Regex after, Regex::compile("\\A" + std::string(kWordCharacter)));
     added.word_before_.push_back(std::move(before));
     added.word_after_.push_back(std::move(after));
   }

@@ -1,5 +1,7 @@
 // The "model" member of tokenizer.json.
-#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <utility>
 
 #include "model/tokenizer/bpe.h"
 #include "model/tokenizer/fields.h"
@@ -38,22 +40,18 @@ bool split_merge(const Json& merge, std::string_view& left, std::string_view& ri
 
 }  // namespace
 
-Expected<std::unique_ptr<TokenModel>> parse_token_model(const Json& value, std::string_view place) {
+Expected<Bpe> Bpe::parse(const Json& value, std::string_view place) {
   // Files written before 2021 leave the type out, and are BPE when they have merges.
-  const Json* type = find_member(value, "type");
-  if (type == nullptr && find_member(value, "merges") != nullptr) return Bpe::parse(value, place);
-  RAREFY_ASSIGN_OR_RETURN(const std::string kind, require_string(value, "type", place));
-  if (kind != "BPE") return unknown_kind(std::string(place) + ".type", kind, {"BPE"});
-  return Bpe::parse(value, place);
-}
-
-Expected<std::unique_ptr<TokenModel>> Bpe::parse(const Json& value, std::string_view place) {
-  auto bpe = std::make_unique<Bpe>();
-  RAREFY_RETURN_IF_ERROR(bpe->read_vocabulary(value, place));
-  RAREFY_RETURN_IF_ERROR(bpe->read_merges(value, place));
-  RAREFY_RETURN_IF_ERROR(bpe->read_options(value, place));
-  bpe->index_characters();
-  return std::unique_ptr<TokenModel>(std::move(bpe));
+  if (find_member(value, "type") != nullptr || find_member(value, "merges") == nullptr) {
+    RAREFY_ASSIGN_OR_RETURN(const std::string kind, require_string(value, "type", place));
+    if (kind != "BPE") return unknown_kind(std::string(place) + ".type", kind, {"BPE"});
+  }
+  Bpe bpe;
+  RAREFY_RETURN_IF_ERROR(bpe.read_vocabulary(value, place));
+  RAREFY_RETURN_IF_ERROR(bpe.read_merges(value, place));
+  RAREFY_RETURN_IF_ERROR(bpe.read_options(value, place));
+  bpe.index_characters();
+  return bpe;
 }
 
 Status Bpe::read_vocabulary(const Json& model, std::string_view place) {
@@ -75,7 +73,6 @@ Status Bpe::read_vocabulary(const Json& model, std::string_view place) {
 Status Bpe::read_merges(const Json& model, std::string_view place) {
   RAREFY_ASSIGN_OR_RETURN(const Json* merges, require_array(model, "merges", place));
   const std::string merges_place = std::string(place) + ".merges";
-  merges_.reserve(merges->size());
   uint32_t rank = 0;
   for (std::size_t i = 0; i < merges->size(); ++i) {
     const Json& merge = (*merges)[i];
@@ -92,15 +89,18 @@ Status Bpe::read_merges(const Json& model, std::string_view place) {
     }
     // As in `tokenizers`, the last of equal pairs counts.
     merges_.insert_or_assign(pair_key(left_id, right_id), Merge{rank++, id});
+    joined_.add(utf8_step(left.substr(last_character(left))).code_point, utf8_step(right).code_point);
   }
+  joined_.finish();
   return {};
 }
 
 Status Bpe::read_options(const Json& model, std::string_view place) {
-  for (const std::string_view key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"}) {
+  for (const std::string_view key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) {
     RAREFY_RETURN_IF_ERROR(refuse_option(model, key, place));
   }
   RAREFY_ASSIGN_OR_RETURN(fuse_unk_, optional_bool(model, "fuse_unk", false, place));
+  RAREFY_ASSIGN_OR_RETURN(byte_fallback_, optional_bool(model, "byte_fallback", false, place));
   RAREFY_ASSIGN_OR_RETURN(ignore_merges_, optional_bool(model, "ignore_merges", false, place));
   if (find_member(model, "unk_token") != nullptr) {
     RAREFY_ASSIGN_OR_RETURN(const std::string token, require_string(model, "unk_token", place));
@@ -114,10 +114,20 @@ Status Bpe::read_options(const Json& model, std::string_view place) {
 }
 
 void Bpe::index_characters() {
-  for (std::size_t code_point = 0; code_point < low_character_ids_.size(); ++code_point) {
-    std::string character;
-    append_utf8(static_cast<uint32_t>(code_point), character);
-    low_character_ids_[code_point] = vocabulary_.id(character);
+  low_character_ids_.fill(-1);
+  vocabulary_.for_each([this](std::string_view token, int32_t id) {
+    const Utf8Step step = token.empty() ? Utf8Step{Utf8Step::Kind::malformed, 0} : utf8_step(token);
+    if (step.kind != Utf8Step::Kind::character || step.num_bytes != token.size()) return;
+    if (step.code_point < low_character_ids_.size()) {
+      low_character_ids_[step.code_point] = id;
+    } else {
+      character_ids_.insert_or_assign(step.code_point, id);
+    }
+  });
+  for (std::size_t byte = 0; byte < byte_ids_.size(); ++byte) {
+    char token[8];
+    std::snprintf(token, sizeof(token), "<0x%02X>", static_cast<unsigned>(byte));
+    byte_ids_[byte] = vocabulary_.id(token);
   }
 }
 

@@ -1,11 +1,11 @@
 #include "model/tokenizer/normalizer.h"
 
-#include <utf8proc.h>
+#include <utility>
 
-#include <algorithm>
-#include <cstdint>
-
+#include "model/tokenizer/character_class.h"
 #include "model/tokenizer/fields.h"
+#include "model/tokenizer/nfc.h"
+#include "model/tokenizer/pattern.h"
 #include "model/tokenizer/utf8.h"
 
 namespace rarefy::model::tokenizer {
@@ -13,88 +13,135 @@ namespace {
 
 using Normalizers = std::vector<std::unique_ptr<Normalizer>>;
 
-// Everything below is a starter that no later character composes with, except with a mark, which is above.
-constexpr uint32_t kFirstMark = 0x300;
-
-bool is_nfc_quickly(std::string_view text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const Utf8Step step = utf8_step(text.substr(i));
-    if (step.code_point >= kFirstMark) return false;
-    i += step.num_bytes;
-  }
-  return true;
-}
-
-// utf8proc sorts marks by exchanging neighbours, quadratic in a run of marks: a megabyte of them would take an hour. So the
-// order is made here, and utf8proc decomposes single characters and composes.
-void sort_marks(std::vector<utf8proc_int32_t>& code_points) {
-  const auto combining_class = [](utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; };
-  for (std::size_t i = 0; i < code_points.size();) {
-    if (combining_class(code_points[i]) == 0) {
-      ++i;
-      continue;
-    }
-    std::size_t end = i;
-    while (end < code_points.size() && combining_class(code_points[end]) != 0) ++end;
-    std::stable_sort(code_points.begin() + static_cast<std::ptrdiff_t>(i),
-                     code_points.begin() + static_cast<std::ptrdiff_t>(end),
-                     [&](auto a, auto b) { return combining_class(a) < combining_class(b); });
-    i = end;
-  }
-}
-
 class Nfc final : public Normalizer {
  public:
-  Expected<std::string> normalize(std::string text) const override {
-    if (is_nfc_quickly(text)) return text;
-    std::vector<utf8proc_int32_t> code_points;
-    code_points.reserve(text.size());
-    for (std::size_t i = 0; i < text.size();) {
-      const Utf8Step step = utf8_step(std::string_view(text).substr(i));
-      i += step.num_bytes;
-      utf8proc_int32_t parts[8];  // a canonical decomposition has at most 4
-      int boundary_class = 0;
-      const auto count =
-          utf8proc_decompose_char(static_cast<utf8proc_int32_t>(step.code_point), parts, 8,
-                                  static_cast<utf8proc_option_t>(UTF8PROC_DECOMPOSE | UTF8PROC_STABLE), &boundary_class);
-      if (count < 0 || count > 8)
-        return Status::internal("NFC: a decomposition of " + std::to_string(count) + " characters");
-      code_points.insert(code_points.end(), parts, parts + count);
-    }
-    sort_marks(code_points);
-    const auto count = utf8proc_normalize_utf32(code_points.data(), static_cast<utf8proc_ssize_t>(code_points.size()),
-                                                static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
-    if (count < 0) return Status::internal(std::string("NFC: ") + utf8proc_errmsg(count));
-    text.clear();
-    for (utf8proc_ssize_t i = 0; i < count; ++i)
-      append_utf8(static_cast<uint32_t>(code_points[static_cast<std::size_t>(i)]), text);
-    return text;
+  Expected<std::string> normalize(std::string text, std::size_t, RegexScratch&) const override {
+    return to_nfc(std::move(text));
   }
 };
+
+class Replace final : public Normalizer {
+ public:
+  Replace(Pattern pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
+
+  Expected<std::string> normalize(std::string text, std::size_t max_bytes, RegexScratch& scratch) const override {
+    std::vector<Range> matches;
+    RAREFY_RETURN_IF_ERROR(pattern_.find_all(text, scratch, matches));
+    if (matches.empty()) return text;
+    if (text.size() + matches.size() * content_.size() > max_bytes) {
+      return Status::invalid_argument("expected text that the tokenizer's normalizer makes at most " +
+                                      std::to_string(max_bytes) + " bytes of, got " + std::to_string(matches.size()) +
+                                      " places to replace by " + std::to_string(content_.size()) + " bytes each");
+    }
+    std::string out;
+    out.reserve(text.size() + matches.size() * content_.size());
+    std::size_t at = 0;
+    for (const Range& match : matches) {
+      out.append(text, at, match.begin - at);
+      out += content_;
+      at = match.end;
+    }
+    out.append(text, at);
+    return out;
+  }
+
+ private:
+  Pattern pattern_;
+  std::string content_;
+};
+
+class Prepend final : public Normalizer {
+ public:
+  explicit Prepend(std::string content) : content_(std::move(content)) {}
+  Expected<std::string> normalize(std::string text, std::size_t, RegexScratch&) const override {
+    if (!text.empty()) text.insert(0, content_);
+    return text;
+  }
+
+ private:
+  std::string content_;
+};
+
+class Strip final : public Normalizer {
+ public:
+  Strip(bool left, bool right) : left_(left), right_(right) {}
+  Expected<std::string> normalize(std::string text, std::size_t, RegexScratch&) const override {
+    std::string_view rest = text;
+    while (left_ && !rest.empty()) {
+      const Utf8Step step = utf8_step(rest);
+      if (!is_white_space(step.code_point)) break;
+      rest.remove_prefix(step.num_bytes);
+    }
+    while (right_ && !rest.empty()) {
+      const std::size_t last = last_character(rest);
+      if (!is_white_space(utf8_step(rest.substr(last)).code_point)) break;
+      rest = rest.substr(0, last);
+    }
+    return std::string(rest);
+  }
+
+ private:
+  bool left_, right_;
+};
+
+Expected<std::string> bounded_string(const Json& value, std::string_view key, std::string_view place) {
+  constexpr std::size_t kMaxBytes = 1024;
+  RAREFY_ASSIGN_OR_RETURN(std::string text, require_string(value, key, place));
+  if (text.size() > kMaxBytes) {
+    return Status::unsupported(std::string(place) + "." + std::string(key) + ": expected at most " +
+                               std::to_string(kMaxBytes) + " bytes, got " + std::to_string(text.size()));
+  }
+  return text;
+}
 
 Status append(const Json& value, std::string_view place, Normalizers& out) {
   RAREFY_RETURN_IF_ERROR(expect_object(value, place));
   RAREFY_ASSIGN_OR_RETURN(const std::string kind, require_string(value, "type", place));
   if (kind == "NFC") {
     out.push_back(std::make_unique<Nfc>());
-    return {};
-  }
-  if (kind == "Sequence") {
+  } else if (kind == "Replace") {
+    RAREFY_ASSIGN_OR_RETURN(Pattern pattern, Pattern::parse(value, place));
+    RAREFY_ASSIGN_OR_RETURN(std::string content, bounded_string(value, "content", place));
+    out.push_back(std::make_unique<Replace>(std::move(pattern), std::move(content)));
+  } else if (kind == "Prepend") {
+    RAREFY_ASSIGN_OR_RETURN(std::string content, bounded_string(value, "prepend", place));
+    out.push_back(std::make_unique<Prepend>(std::move(content)));
+  } else if (kind == "Strip") {
+    RAREFY_ASSIGN_OR_RETURN(const bool left, optional_bool(value, "strip_left", true, place));
+    RAREFY_ASSIGN_OR_RETURN(const bool right, optional_bool(value, "strip_right", true, place));
+    out.push_back(std::make_unique<Strip>(left, right));
+  } else if (kind == "Sequence") {
     RAREFY_ASSIGN_OR_RETURN(const Json* list, require_array(value, "normalizers", place));
     for (std::size_t i = 0; i < list->size(); ++i) {
       RAREFY_RETURN_IF_ERROR(append((*list)[i], std::string(place) + ".normalizers[" + std::to_string(i) + "]", out));
     }
-    return {};
+  } else {
+    return unknown_kind(std::string(place) + ".type", kind, {"NFC", "Replace", "Prepend", "Strip", "Sequence"});
   }
-  return unknown_kind(std::string(place) + ".type", kind, {"NFC", "Sequence"});
+  return {};
 }
 
 }  // namespace
 
 Expected<Normalizers> parse_normalizers(const Json& value, std::string_view place) {
+  // Each may make the text longer; the longest published chain has 5.
+  constexpr std::size_t kMaxSteps = 64;
   Normalizers normalizers;
   if (!value.is_null()) RAREFY_RETURN_IF_ERROR(append(value, place, normalizers));
+  if (normalizers.size() > kMaxSteps) {
+    return Status::unsupported(std::string(place) + ": expected at most " + std::to_string(kMaxSteps) + " steps, got " +
+                               std::to_string(normalizers.size()));
+  }
   return normalizers;
+}
+
+Expected<std::string> normalize(std::span<const std::unique_ptr<Normalizer>> normalizers, std::string text,
+                                RegexScratch& scratch) {
+  const std::size_t max_bytes = 16 * text.size() + 4096;
+  for (const auto& normalizer : normalizers) {
+    RAREFY_ASSIGN_OR_RETURN(text, normalizer->normalize(std::move(text), max_bytes, scratch));
+  }
+  return text;
 }
 
 }  // namespace rarefy::model::tokenizer

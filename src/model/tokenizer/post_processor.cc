@@ -27,8 +27,8 @@ Status append_special(const Json& table, const std::string& name, std::string_vi
 
 Expected<PostProcessor> parse_template(const Json& value, std::string_view place, const IsToken& is_token) {
   RAREFY_ASSIGN_OR_RETURN(const Json* single, require_array(value, "single", place));
-  static const Json kNoTokens = Json::object();
-  const Json* table = &kNoTokens;
+  static const Json no_tokens = Json::object();
+  const Json* table = &no_tokens;
   if (find_member(value, "special_tokens") != nullptr) {
     RAREFY_ASSIGN_OR_RETURN(table, require_object(value, "special_tokens", place));
   }

@@ -27,13 +27,19 @@ class PreTokenizer {
   virtual Status split(std::string_view text, RegexScratch& scratch, PieceSink& out) const = 0;
 };
 
-using PreTokenizers = std::vector<std::unique_ptr<PreTokenizer>>;
+struct PreTokenizers {
+  std::vector<std::unique_ptr<PreTokenizer>> steps;
+  // The last step of the file writes each byte as a character (the byte-level alphabet). It is not among `steps`: the caller
+  // does it to each piece, so that it can be left out for pieces that came before.
+  bool byte_level = false;
+};
 
-// The steps of a file in their order; none for null. Kinds: Split, ByteLevel, Digits, Sequence.
-Expected<PreTokenizers> parse_pre_tokenizers(const Json& value, std::string_view place);
+// The steps of a file in their order; none for null. Kinds: Split, ByteLevel, Digits, Sequence. A `split_pattern` that is not
+// empty stands for the pattern of the first Split.
+Expected<PreTokenizers> parse_pre_tokenizers(const Json& value, std::string_view place,
+                                             std::string_view split_pattern = {});
 
 // Sends text through all steps.
-Status pre_tokenize(std::span<const std::unique_ptr<PreTokenizer>> steps, std::string_view text, RegexScratch& scratch,
-                    PieceSink& out);
+Status pre_tokenize(const PreTokenizers& pre_tokenizers, std::string_view text, RegexScratch& scratch, PieceSink& out);
 
 }  // namespace rarefy::model::tokenizer

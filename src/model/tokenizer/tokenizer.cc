@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "model/tokenizer/fields.h"
+#include "model/tokenizer/piece_encoder.h"
 #include "model/tokenizer/tokenizer_impl.h"
 #include "model/tokenizer/utf8.h"
 
@@ -16,21 +17,10 @@ namespace {
 constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
 
 const model::Json& member_or_null(const model::Json& object, std::string_view key) {
-  static const model::Json kNull;
+  static const model::Json null_value;
   const model::Json* value = mt::find_member(object, key);
-  return value == nullptr ? kNull : *value;
+  return value == nullptr ? null_value : *value;
 }
-
-class ToIds final : public mt::PieceSink {
- public:
-  ToIds(const mt::TokenModel& token_model, std::vector<int32_t>& ids) : token_model_(token_model), ids_(ids) {}
-  Status accept(std::string_view piece) override { return token_model_.tokenize(piece, cache_, ids_); }
-
- private:
-  const mt::TokenModel& token_model_;
-  std::vector<int32_t>& ids_;  // [num_tokens] i32; grows
-  mt::WordCache cache_;
-};
 
 Status unknown_id(int32_t id, int32_t vocab_size) {
   return Status::invalid_argument("expected ids of tokens, below " + std::to_string(vocab_size) + ", got " +
@@ -39,21 +29,22 @@ Status unknown_id(int32_t id, int32_t vocab_size) {
 
 }  // namespace
 
-Expected<std::unique_ptr<Tokenizer::Impl>> Tokenizer::Impl::parse(const model::Json& json) {
+Expected<std::unique_ptr<Tokenizer::Impl>> Tokenizer::Impl::parse(const model::Json& json,
+                                                                  const TokenizerOptions& options) {
   if (!json.is_object()) return mt::unexpected("tokenizer.json", "an object", json);
   RAREFY_ASSIGN_OR_RETURN(const model::Json* model_json, mt::require_object(json, "model", ""));
-  RAREFY_ASSIGN_OR_RETURN(auto token_model, mt::parse_token_model(*model_json, "model"));
+  RAREFY_ASSIGN_OR_RETURN(mt::Bpe bpe, mt::Bpe::parse(*model_json, "model"));
   RAREFY_ASSIGN_OR_RETURN(auto normalizers, mt::parse_normalizers(member_or_null(json, "normalizer"), "normalizer"));
   RAREFY_ASSIGN_OR_RETURN(auto added, mt::AddedTokens::parse(mt::find_member(json, "added_tokens"), "added_tokens",
-                                                             token_model->vocabulary(), normalizers));
-  std::unique_ptr<Impl> impl(new Impl(std::move(token_model), std::move(added)));
+                                                             bpe.vocabulary(), normalizers));
+  std::unique_ptr<Impl> impl(new Impl(std::move(bpe), std::move(added)));
   impl->normalizers_ = std::move(normalizers);
-  RAREFY_ASSIGN_OR_RETURN(impl->pre_tokenizers_,
-                          mt::parse_pre_tokenizers(member_or_null(json, "pre_tokenizer"), "pre_tokenizer"));
+  RAREFY_ASSIGN_OR_RETURN(impl->pre_tokenizers_, mt::parse_pre_tokenizers(member_or_null(json, "pre_tokenizer"),
+                                                                          "pre_tokenizer", options.split_pattern));
   const auto is_token = [&](int32_t id) { return impl->token(id) != nullptr; };
   RAREFY_ASSIGN_OR_RETURN(impl->post_processor_,
                           mt::parse_post_processor(member_or_null(json, "post_processor"), "post_processor", is_token));
-  RAREFY_ASSIGN_OR_RETURN(impl->decoder_, mt::parse_decoder(member_or_null(json, "decoder"), "decoder"));
+  RAREFY_ASSIGN_OR_RETURN(impl->decoder_, mt::Decoder::parse(member_or_null(json, "decoder"), "decoder"));
   return impl;
 }
 
@@ -69,7 +60,7 @@ Expected<std::vector<int32_t>> Tokenizer::Impl::encode(std::string_view text, co
   RAREFY_ASSIGN_OR_RETURN(mt::RegexScratch scratch, mt::RegexScratch::make());
   std::vector<int32_t> ids;
   if (options.add_special_tokens) ids = post_processor_.prefix;
-  ToIds pieces(*token_model_, ids);
+  mt::PieceEncoder pieces(bpe_, pre_tokenizers_.byte_level, ids);
   RAREFY_ASSIGN_OR_RETURN(const auto segments,
                           added_.split(text, mt::AddedTokens::Stage::raw, options.parse_special, scratch));
   for (const mt::Segment& segment : segments) {
@@ -87,10 +78,7 @@ Status Tokenizer::Impl::encode_text(std::string_view text, const EncodeOptions& 
                                     mt::PieceSink& pieces, std::vector<int32_t>& ids) const {
   std::string normalized;
   if (!normalizers_.empty()) {
-    normalized = text;
-    for (const auto& normalizer : normalizers_) {
-      RAREFY_ASSIGN_OR_RETURN(normalized, normalizer->normalize(std::move(normalized)));
-    }
+    RAREFY_ASSIGN_OR_RETURN(normalized, mt::normalize(normalizers_, std::string(text), scratch));
     text = normalized;
   }
   RAREFY_ASSIGN_OR_RETURN(const auto segments,
@@ -105,28 +93,26 @@ Status Tokenizer::Impl::encode_text(std::string_view text, const EncodeOptions& 
   return {};
 }
 
-Status Tokenizer::Impl::append_bytes(int32_t id, bool skip_special_tokens, bool& is_first, std::string& bytes) const {
+Status Tokenizer::Impl::append_bytes(int32_t id, bool skip_special_tokens, DecodeState& state, std::string& bytes) const {
   const std::string* content = token(id);
   if (content == nullptr) return unknown_id(id, vocab_size());
   if (skip_special_tokens && added_.is_special(*content)) return {};
-  if (!is_first) bytes += decoder_.separator;
-  is_first = false;
-  decoder_.append(*content, bytes);
+  if (!state.is_first) bytes += decoder_.separator();
+  state.is_first = false;
+  decoder_.push(*content, state.byte_run, bytes);
   return {};
 }
 
-int32_t Tokenizer::Impl::vocab_size() const {
-  return std::max(token_model_->vocabulary().size(), added_.vocabulary().size());
-}
+int32_t Tokenizer::Impl::vocab_size() const { return std::max(bpe_.vocabulary().size(), added_.vocabulary().size()); }
 
 int32_t Tokenizer::Impl::token_to_id(std::string_view token) const {
   const int32_t id = added_.vocabulary().id(token);
-  return id >= 0 ? id : token_model_->vocabulary().id(token);
+  return id >= 0 ? id : bpe_.vocabulary().id(token);
 }
 
 const std::string* Tokenizer::Impl::token(int32_t id) const {
   const std::string* added = added_.vocabulary().token(id);
-  return added != nullptr ? added : token_model_->vocabulary().token(id);
+  return added != nullptr ? added : bpe_.vocabulary().token(id);
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -134,17 +120,17 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
-Expected<Tokenizer> Tokenizer::load(const std::filesystem::path& tokenizer_json) {
+Expected<Tokenizer> Tokenizer::load(const std::filesystem::path& tokenizer_json, const TokenizerOptions& options) {
   RAREFY_ASSIGN_OR_RETURN(const model::Json json, model::read_json_file(tokenizer_json));
-  auto impl = Impl::parse(json);
+  auto impl = Impl::parse(json, options);
   if (!impl) return impl.status().with_context(tokenizer_json.string());
   return Tokenizer(*std::move(impl));
 }
 
-Expected<Tokenizer> Tokenizer::parse(std::string_view json) {
+Expected<Tokenizer> Tokenizer::parse(std::string_view json, const TokenizerOptions& options) {
   auto value = model::parse_json(json);
   if (!value) return value.status().with_context("tokenizer.json");
-  RAREFY_ASSIGN_OR_RETURN(auto impl, Impl::parse(*value));
+  RAREFY_ASSIGN_OR_RETURN(auto impl, Impl::parse(*value, options));
   return Tokenizer(std::move(impl));
 }
 
@@ -158,8 +144,9 @@ Expected<std::vector<int32_t>> Tokenizer::encode(std::string_view text, const En
 
 Expected<std::string> Tokenizer::decode(const std::vector<int32_t>& ids, bool skip_special_tokens) const {
   std::string bytes, text;
-  bool is_first = true;
-  for (const int32_t id : ids) RAREFY_RETURN_IF_ERROR(impl_->append_bytes(id, skip_special_tokens, is_first, bytes));
+  DecodeState state;
+  for (const int32_t id : ids) RAREFY_RETURN_IF_ERROR(impl_->append_bytes(id, skip_special_tokens, state, bytes));
+  impl_->finish(state, bytes);
   mt::move_complete_characters(bytes, text, /*at_end=*/true);
   return text;
 }
@@ -176,15 +163,16 @@ Expected<std::string> Tokenizer::id_to_token(int32_t id) const {
 
 Expected<std::string> Tokenizer::Stream::push(int32_t id) {
   std::string text;
-  RAREFY_RETURN_IF_ERROR(tokenizer_->impl_->append_bytes(id, skip_special_tokens_, is_first_, pending_bytes_));
+  RAREFY_RETURN_IF_ERROR(tokenizer_->impl_->append_bytes(id, skip_special_tokens_, state_, pending_bytes_));
   mt::move_complete_characters(pending_bytes_, text, /*at_end=*/false);
   return text;
 }
 
 std::string Tokenizer::Stream::flush() {
   std::string text;
+  tokenizer_->impl_->finish(state_, pending_bytes_);
   mt::move_complete_characters(pending_bytes_, text, /*at_end=*/true);
-  is_first_ = true;
+  state_ = {};
   return text;
 }
 

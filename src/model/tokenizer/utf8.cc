@@ -5,8 +5,6 @@
 namespace rarefy::model::tokenizer {
 namespace {
 
-constexpr std::string_view kReplacement = "\xef\xbf\xbd";
-
 uint8_t byte_at(std::string_view text, std::size_t i) { return static_cast<uint8_t>(text[i]); }
 
 // Bytes at the start of `text` that are ASCII, counted eight at a time.
@@ -23,10 +21,9 @@ std::size_t ascii_prefix(std::string_view text) {
 
 }  // namespace
 
-Utf8Step utf8_step(std::string_view text) {
+Utf8Step utf8_step_beyond_ascii(std::string_view text) {
   using Kind = Utf8Step::Kind;
   const uint8_t lead = byte_at(text, 0);
-  if (lead < 0x80) return {Kind::character, 1, lead};
   if (lead < 0xc2 || lead > 0xf4) return {Kind::malformed, 1};
   const std::size_t size = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
   uint32_t code_point = lead & (0x7fu >> size);
@@ -43,6 +40,12 @@ Utf8Step utf8_step(std::string_view text) {
     code_point = code_point << 6 | (byte & 0x3fu);
   }
   return {Kind::character, size, code_point};
+}
+
+std::size_t last_character(std::string_view text) {
+  std::size_t start = text.size() - 1;
+  while (start > 0 && (byte_at(text, start) & 0xc0) == 0x80) --start;
+  return start;
 }
 
 std::optional<std::size_t> first_malformed_byte(std::string_view text) {

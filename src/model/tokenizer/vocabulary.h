@@ -22,7 +22,7 @@ using StringMap = std::unordered_map<std::string, T, StringHash, std::equal_to<>
 class Vocabulary {
  public:
   // False when the token or the id is there already.
-  bool add(std::string token, int32_t id) { return add(token, id, token); }
+  bool add(const std::string& token, int32_t id) { return add(token, id, token); }
   // The same with another string to return for the id.
   bool add(std::string token, int32_t id, std::string text_of_id) {
     if (ids_.contains(token) || tokens_.contains(id)) return false;
@@ -40,6 +40,11 @@ class Vocabulary {
   const std::string* token(int32_t id) const {
     const auto it = tokens_.find(id);
     return it == tokens_.end() ? nullptr : &it->second;
+  }
+  // Calls `visit(token, id)` for every token, in no order.
+  template <typename Visit>
+  void for_each(Visit visit) const {
+    for (const auto& [token, id] : ids_) visit(std::string_view(token), id);
   }
   int32_t size() const { return size_; }  // largest id + 1
 

@@ -96,8 +96,10 @@ TEST_P(TokenizerGolden, StreamGivesWholeCharactersThatAddUp) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, TokenizerGolden,
-                         ::testing::Values(Fixture{"llama3", 480}, Fixture{"qwen2", 480}, Fixture{"awkward", 560},
-                                           Fixture{"gpt2", 200}, Fixture{"cased", 180}, Fixture{"characters", 140}),
+                         ::testing::Values(Fixture{"llama3", 300}, Fixture{"qwen2", 300}, Fixture{"qwen35", 200},
+                                           Fixture{"ministral", 200}, Fixture{"gemma3", 448}, Fixture{"awkward", 500},
+                                           Fixture{"fallback", 400}, Fixture{"gpt2", 150}, Fixture{"cased", 150},
+                                           Fixture{"characters", 120}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 // Every code point, every class: this is where Unicode versions and dialects differ.
