@@ -111,6 +111,7 @@ void run(const Flags& flags) {
   const double bandwidth = measured ? measure_read_bandwidth() : 1e9 * flags.bandwidth_gb_per_s;
   const auto weights = static_cast<double>(loaded.model->weight_bytes());
   std::vector<Ceiling> ceilings;
+  ceilings.reserve(arms.size());
   for (const Arm& arm : arms) ceilings.push_back(ceiling(arm, config, shape, ctx_size, weights, bandwidth));
 
   Output output;

@@ -139,6 +139,7 @@ Expected<LayerState> DecodeAttention::state(int32_t layer) {
 
 void DecodeAttention::count(int32_t layer, const Traffic& traffic) {
   if (stats.layers.empty()) {
+    stats.layers.reserve(engine_->model->config().layers.size());
     for (const LayerKind layer_kind : engine_->model->config().layers) stats.layers.push_back({layer_kind, {}});
   }
   stats.traffic.add(traffic);

@@ -79,6 +79,7 @@ Expected<std::shared_ptr<Engine>> Engine::make(std::shared_ptr<const Model> mode
   cache_config.dtype = options.kv_dtype;
   cache_config.page_size = options.page_size;
   cache_config.max_tokens = options.max_tokens;
+  cache_config.layer_kinds.reserve(config.layers.size());
   for (const LayerKind kind : config.layers) cache_config.layer_kinds.push_back(cache_kind(kind));
   cache_config.window_tokens = config.sliding_window;
   cache_config.state_floats = config.linear.state_floats();

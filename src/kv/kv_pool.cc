@@ -75,6 +75,7 @@ KvPool::KvPool(const KvCacheConfig& config, std::vector<int32_t> slots, const st
 Expected<std::shared_ptr<KvPool>> KvPool::create(const KvCacheConfig& config, int32_t num_pages) {
   std::array<int32_t, 3> counts = {};
   std::vector<int32_t> slots;
+  slots.reserve(static_cast<size_t>(config.num_layers));
   for (int32_t layer = 0; layer < config.num_layers; ++layer) {
     slots.push_back(counts[static_cast<size_t>(config.kind(layer))]++);
   }

@@ -129,11 +129,10 @@ Status KvSequence::write(int32_t layer, const float* keys, const float* values) 
   std::byte* const value_region = group.values(self.pool->slot(layer));
   if (pending() == 1) {
     // Rows of different heads lie far apart, and stores commit in order: without this each head would wait for memory in turn.
-    const int64_t row_bytes = int64_t{config.head_dim} * static_cast<int64_t>(size_of(config.dtype));
     const int32_t page = run.page_of(self.length, config.page_size);
     for (int32_t kv_head = 0; kv_head < config.num_kv_heads; ++kv_head) {
       const int64_t to = group.row_offset_bytes(kv_head, page, self.length % config.page_size);
-      for (int64_t byte = 0; byte < row_bytes; byte += 64) {
+      for (int64_t byte = 0; byte < group.row_bytes(); byte += 64) {
         __builtin_prefetch(key_region + to + byte, 1);
         __builtin_prefetch(value_region + to + byte, 1);
       }
@@ -186,6 +185,7 @@ KvSequence KvSequence::fork() const {
   copy->paged = self.paged.share(*self.pool, self.length);
   copy->window = self.window.share(*self.pool, self.length);
   copy->state = self.state;
+  copy->snapshots.reserve(self.snapshots.size());
   for (const Snapshot& snapshot : self.snapshots) {
     copy->snapshots.push_back({snapshot.length, snapshot.window.share(*self.pool, snapshot.length), snapshot.state});
   }

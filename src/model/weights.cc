@@ -217,6 +217,7 @@ Expected<Weights> Weights::load(const Checkpoint& checkpoint, const ModelConfig&
   LayerLoader loader(reader, config);
   Weights weights;
   const auto layer_prefix = [&](int32_t i) { return names.prefix + "layers." + std::to_string(i) + "."; };
+  weights.layers.reserve(static_cast<std::size_t>(config.num_layers));
   prefetch(checkpoint, layer_prefix(0));
   for (int32_t i = 0; i < config.num_layers; ++i) {
     prefetch(checkpoint, i + 1 < config.num_layers ? layer_prefix(i + 1) : names.prefix + "embed_tokens.");
