@@ -5,7 +5,8 @@
 namespace rarefy::model {
 namespace {
 
-constexpr std::array<const Family*, 5> kFamilies = {&kLlama, &kQwen2, &kGemma3, &kMinistral3, &kQwen35};
+constexpr std::array<const Family*, 5> kFamilies = {&llama_family, &qwen2_family, &gemma3_family, &ministral3_family,
+                                                    &qwen35_family};
 
 const LayerKind* find_kind(std::string_view name) {
   static constexpr std::array kKinds = {LayerKind::full_attention, LayerKind::sliding_attention,

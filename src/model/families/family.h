@@ -58,7 +58,7 @@ const Family* find_wrapped_family(std::string_view model_type);
 // "llama, qwen2, ..."
 std::string supported_model_types();
 
-extern const Family kLlama, kQwen2, kGemma3, kMinistral3, kQwen35;
+extern const Family llama_family, qwen2_family, gemma3_family, ministral3_family, qwen35_family;
 
 // --- Shared by several families ---------------------------------------------------------------------------------------
 

@@ -39,24 +39,24 @@ Status read_special(const Json& decoder, ModelConfig& config) {
 
 }  // namespace
 
-const Family kMinistral3 = {.name = "ministral3",
-                            .model_type = "ministral3",
-                            .wrapper_type = "",  // mistral3 wraps other decoders too: the text_config has to say
-                            .architecture = "Ministral3ForCausalLM",
-                            .vocab_size = 131072,
-                            .hidden_size = 4096,
-                            .intermediate_size = 14336,
-                            .num_hidden_layers = 34,
-                            .num_attention_heads = 32,
-                            .num_key_value_heads = 8,
-                            .head_dim = 128,
-                            .max_position_embeddings = 262144,
-                            .rms_norm_eps = 1e-5,
-                            .bos_token_id = 1,
-                            .eos_token_id = 2,
-                            .qkv_bias = BiasRule::never,
-                            .output_bias = BiasRule::never,
-                            .blocks = {},
-                            .read_special = read_special};
+const Family ministral3_family = {.name = "ministral3",
+                                  .model_type = "ministral3",
+                                  .wrapper_type = "",  // mistral3 wraps other decoders too: the text_config has to say
+                                  .architecture = "Ministral3ForCausalLM",
+                                  .vocab_size = 131072,
+                                  .hidden_size = 4096,
+                                  .intermediate_size = 14336,
+                                  .num_hidden_layers = 34,
+                                  .num_attention_heads = 32,
+                                  .num_key_value_heads = 8,
+                                  .head_dim = 128,
+                                  .max_position_embeddings = 262144,
+                                  .rms_norm_eps = 1e-5,
+                                  .bos_token_id = 1,
+                                  .eos_token_id = 2,
+                                  .qkv_bias = BiasRule::never,
+                                  .output_bias = BiasRule::never,
+                                  .blocks = {},
+                                  .read_special = read_special};
 
 }  // namespace rarefy::model

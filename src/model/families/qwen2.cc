@@ -25,21 +25,21 @@ Status read_special(const Json& decoder, ModelConfig& config) {
 
 }  // namespace
 
-const Family kQwen2 = {.name = "qwen2",
-                       .model_type = "qwen2",
-                       .wrapper_type = "",
-                       .architecture = "Qwen2ForCausalLM",
-                       .vocab_size = 151936,
-                       .hidden_size = 4096,
-                       .intermediate_size = 22016,
-                       .num_hidden_layers = 32,
-                       .num_attention_heads = 32,
-                       .num_key_value_heads = 32,
-                       .max_position_embeddings = 32768,
-                       .reads_head_dim = false,
-                       .qkv_bias = BiasRule::always,
-                       .output_bias = BiasRule::never,
-                       .blocks = {},
-                       .read_special = read_special};
+const Family qwen2_family = {.name = "qwen2",
+                             .model_type = "qwen2",
+                             .wrapper_type = "",
+                             .architecture = "Qwen2ForCausalLM",
+                             .vocab_size = 151936,
+                             .hidden_size = 4096,
+                             .intermediate_size = 22016,
+                             .num_hidden_layers = 32,
+                             .num_attention_heads = 32,
+                             .num_key_value_heads = 32,
+                             .max_position_embeddings = 32768,
+                             .reads_head_dim = false,
+                             .qkv_bias = BiasRule::always,
+                             .output_bias = BiasRule::never,
+                             .blocks = {},
+                             .read_special = read_special};
 
 }  // namespace rarefy::model

@@ -43,19 +43,19 @@ Status read_special(const Json& decoder, ModelConfig& config) {
 
 }  // namespace
 
-const Family kQwen35 = {.name = "qwen3_5",
-                        .model_type = "qwen3_5_text",
-                        .wrapper_type = "qwen3_5",
-                        .architecture = "Qwen3_5ForCausalLM",
-                        .vocab_size = 248320,
-                        .hidden_size = 4096,
-                        .intermediate_size = 12288,
-                        .num_hidden_layers = 32,
-                        .num_attention_heads = 16,
-                        .num_key_value_heads = 4,
-                        .head_dim = 256,
-                        .max_position_embeddings = 32768,
-                        .blocks = {.norm_adds_one = true, .query_key_norm = true, .output_gate = true},
-                        .read_special = read_special};
+const Family qwen35_family = {.name = "qwen3_5",
+                              .model_type = "qwen3_5_text",
+                              .wrapper_type = "qwen3_5",
+                              .architecture = "Qwen3_5ForCausalLM",
+                              .vocab_size = 248320,
+                              .hidden_size = 4096,
+                              .intermediate_size = 12288,
+                              .num_hidden_layers = 32,
+                              .num_attention_heads = 16,
+                              .num_key_value_heads = 4,
+                              .head_dim = 256,
+                              .max_position_embeddings = 32768,
+                              .blocks = {.norm_adds_one = true, .query_key_norm = true, .output_gate = true},
+                              .read_special = read_special};
 
 }  // namespace rarefy::model
