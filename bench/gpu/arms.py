@@ -135,6 +135,17 @@ class Rarefy(Arm):
 
 GATHER = {"graph_plan": True, "exact_plan": False}
 
+
+def on_blackwell(make):
+    """Its kernels are compute capability 10 only, and are fetched before it says so: a minute of retries without a network."""
+    def made(caches, slots):
+        capability = torch.cuda.get_device_capability()
+        if capability[0] < 10:
+            raise RuntimeError(f"needs compute capability 10, this GPU has {capability[0]}.{capability[1]}")
+        return make(caches, slots)
+    return made
+
+
 # Every decode backend that FlashInfer names, and FlashAttention-3; what does not run here says why in the results.
 DENSE = {
     "flashinfer_fa2_cuda_cores": lambda caches, slots: FlashInferDense(caches, slots, "fa2", False),
@@ -143,7 +154,7 @@ DENSE = {
     "flashinfer_fa3": lambda caches, slots: FlashInferDense(caches, slots, "fa3", True),
     "flashinfer_xqa": lambda caches, slots: FlashInferXqa(caches, slots),
     "flashinfer_cudnn": lambda caches, slots: FlashInferDense(caches, slots, "cudnn", False),
-    "flashinfer_trtllm_gen": lambda caches, slots: FlashInferDense(caches, slots, "trtllm-gen", True),
+    "flashinfer_trtllm_gen": on_blackwell(lambda caches, slots: FlashInferDense(caches, slots, "trtllm-gen", True)),
     "flashinfer_cute_dsl": lambda caches, slots: FlashInferDense(caches, slots, "cute-dsl", True),
     "flashinfer_cutile": lambda caches, slots: FlashInferDense(caches, slots, "cutile", False),
     "flash_attention_3": lambda caches, slots: FlashAttention3(caches, slots),

@@ -52,7 +52,7 @@ struct ErrorRecord {
 };
 
 struct DecodeParams {
-  const void* q;                     // [batch, num_queries, num_q_heads, head_dim] 16-bit elements
+  const void* q;                     // [batch, num_queries, num_q_heads, head_dim] f16 or bf16
   const char* keys;                  // [num_pages, page_size, num_kv_heads, head_dim] kv_dtype; rows by the strides below
   const char* values;                // the same
   uint32_t page_units, token_units;  // strides in units of 16 bytes; a row's offset fits 32 bits
