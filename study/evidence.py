@@ -134,6 +134,7 @@ def main():
     parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these sets only")
     parser.add_argument("--list", action="store_true", help="name the measurements and which are done")
     args = parser.parse_args()
+    args.rarefy = args.rarefy.resolve()  # a bare name would be looked up on PATH
     measurements = [Measurement(args, verb, name) for verb, names in SETS.items() for name in names]
     known = [measurement.name for measurement in measurements]
     for name in args.only or []:
