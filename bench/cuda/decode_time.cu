@@ -18,12 +18,12 @@
 
 namespace {
 
-#define OK(call)                                                                                      \
-  do {                                                                                                \
-    if (const cudaError_t error = (call); error != cudaSuccess) {                                     \
-      std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(error));                             \
-      std::exit(1);                                                                                   \
-    }                                                                                                 \
+#define OK(call)                                                          \
+  do {                                                                    \
+    if (const cudaError_t error = (call); error != cudaSuccess) {         \
+      std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(error)); \
+      std::exit(1);                                                       \
+    }                                                                     \
   } while (false)
 
 __global__ void fill_random(uint16_t* data, size_t count, uint32_t seed) {  // data [count] u16: bf16 in about (-2, 2)
@@ -39,7 +39,8 @@ __global__ void read_all(const uint4* data, size_t count, uint32_t* sink) {  // 
   const size_t stride = size_t{gridDim.x} * blockDim.x;
   size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x;
   for (; i + 3 * stride < count; i += 4 * stride) {
-    const uint4 a = __ldg(data + i), b = __ldg(data + i + stride), c = __ldg(data + i + 2 * stride), d = __ldg(data + i + 3 * stride);
+    const uint4 a = __ldg(data + i), b = __ldg(data + i + stride), c = __ldg(data + i + 2 * stride),
+                d = __ldg(data + i + 3 * stride);
     sum ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
   }
   if (sum == 0x12345678u) *sink = sum;
@@ -95,18 +96,30 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     const auto next = [&] { return i + 1 < argc ? argv[++i] : argv[i]; };
-    if (flag == "--heads") heads = std::atoi(next());
-    else if (flag == "--kv-heads") kv_heads = std::atoi(next());
-    else if (flag == "--dim") dim = std::atoi(next());
-    else if (flag == "--kv-len") kv_len = std::atoi(next());
-    else if (flag == "--layers") layers = std::atoi(next());
-    else if (flag == "--page") page = std::atoi(next());
-    else if (flag == "--batch") batches = numbers(next());
-    else if (flag == "--sparsity") sparsities = numbers(next());
-    else if (flag == "--scope") query_scope = std::strcmp(next(), "q") == 0;
-    else if (flag == "--cert") cert = true;
-    else if (flag == "--no-weights") weights = false;
-    else return std::fprintf(stderr, "decode_time: unknown flag '%s'; see the top of decode_time.cu\n", argv[i]), 2;
+    if (flag == "--heads")
+      heads = std::atoi(next());
+    else if (flag == "--kv-heads")
+      kv_heads = std::atoi(next());
+    else if (flag == "--dim")
+      dim = std::atoi(next());
+    else if (flag == "--kv-len")
+      kv_len = std::atoi(next());
+    else if (flag == "--layers")
+      layers = std::atoi(next());
+    else if (flag == "--page")
+      page = std::atoi(next());
+    else if (flag == "--batch")
+      batches = numbers(next());
+    else if (flag == "--sparsity")
+      sparsities = numbers(next());
+    else if (flag == "--scope")
+      query_scope = std::strcmp(next(), "q") == 0;
+    else if (flag == "--cert")
+      cert = true;
+    else if (flag == "--no-weights")
+      weights = false;
+    else
+      return std::fprintf(stderr, "decode_time: unknown flag '%s'; see the top of decode_time.cu\n", argv[i]), 2;
   }
   cudaStream_t stream;
   OK(cudaStreamCreate(&stream));
@@ -120,7 +133,8 @@ int main(int argc, char** argv) {
     OK(cudaMalloc(&sink, 4));
     fill_random<<<4096, 256, 0, stream>>>(reinterpret_cast<uint16_t*>(data), bytes / 2, 1);
     for (int blocks : {132 * 8, 132 * 16, 132 * 32}) {
-      const std::vector<float> times = timer.run(stream, 10, [&] { read_all<<<blocks, 256, 0, stream>>>(data, bytes / 16, sink); });
+      const std::vector<float> times =
+          timer.run(stream, 10, [&] { read_all<<<blocks, 256, 0, stream>>>(data, bytes / 16, sink); });
       bandwidth = std::max(bandwidth, bytes / times[times.size() / 2] * 1e-6);
     }
     OK(cudaFree(data));
@@ -192,8 +206,19 @@ int main(int argc, char** argv) {
       for (int layer = 0; layer < layers; ++layer) {
         rarefy::DecodeArgs args;
         args.batch = batch, args.scale = 0.0883f, args.q = q, args.out = out, args.lse = lse;
-        args.kv = {keys[layer], values[layer], rarefy::DType::bf16, int64_t{page} * kv_heads * dim, int64_t{kv_heads} * dim, dim,
-                   static_cast<int32_t>(max_batch * pages), page, kv_heads, dim, page_table, static_cast<int32_t>(pages), kv_lens};
+        args.kv = {keys[layer],
+                   values[layer],
+                   rarefy::DType::bf16,
+                   int64_t{page} * kv_heads * dim,
+                   int64_t{kv_heads} * dim,
+                   dim,
+                   static_cast<int32_t>(max_batch * pages),
+                   page,
+                   kv_heads,
+                   dim,
+                   page_table,
+                   static_cast<int32_t>(pages),
+                   kv_lens};
         if (!dense) {
           args.index = {ids[layer], counts, weights ? log_weights[layer] : nullptr, lists, selected};
           if (cert) args.rel_std = lse + size_t(batch) * heads, args.out_rel_std = lse + size_t(2 * batch) * heads;
@@ -209,10 +234,13 @@ int main(int argc, char** argv) {
       const double rows = double(batch) * lists * (dense ? kv_len : selected) * dim * 4;
       const double entries = dense ? 0.0 : double(batch) * lists * selected * 8;
       const double ceiling = (rows + entries) / bandwidth * 1e-6 + 5.0;
-      std::printf("%s scope=%s sparsity=%d batch=%d heads=%d/%d dim=%d kv_len=%d cert=%d: %.2f us (p10 %.2f p90 %.2f), ceiling %.2f, "
-                  "share %.3f, %.2f TB/s\n",
-                  dense ? "dense" : "sparse", query_scope ? "q" : "kv", sparsity, batch, heads, kv_heads, dim, kv_len, cert, us,
-                  times[times.size() / 10] / layers, times[times.size() * 9 / 10] / layers, ceiling, ceiling / us, rows / us * 1e-6);
+      std::printf(
+          "%s scope=%s sparsity=%d batch=%d heads=%d/%d dim=%d kv_len=%d cert=%d: %.2f us (p10 %.2f p90 %.2f), ceiling "
+          "%.2f, "
+          "share %.3f, %.2f TB/s\n",
+          dense ? "dense" : "sparse", query_scope ? "q" : "kv", sparsity, batch, heads, kv_heads, dim, kv_len, cert, us,
+          times[times.size() / 10] / layers, times[times.size() * 9 / 10] / layers, ceiling, ceiling / us,
+          rows / us * 1e-6);
       std::fflush(stdout);
       OK(cudaGraphExecDestroy(replay));
       OK(cudaGraphDestroy(graph));

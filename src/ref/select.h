@@ -19,14 +19,14 @@ Scores exact_scores(const float* q,     // [head_dim] f32; multiplied by the att
                     int64_t num_keys, int32_t head_dim);
 
 // Rounds of sign flips and a Walsh-Hadamard matrix per block, written out: out_i = sum_j (-1)^popcount(i & j) factors_j x_j.
-std::vector<double> rotate(const float* x,                               // [head_dim] f32
-                           const std::vector<float>& factors,            // [num_rounds, head_dim] f32
-                           const std::vector<int32_t>& block_sizes);     // they add up to head_dim
+std::vector<double> rotate(const float* x,                            // [head_dim] f32
+                           const std::vector<float>& factors,         // [num_rounds, head_dim] f32
+                           const std::vector<int32_t>& block_sizes);  // they add up to head_dim
 
 // Quest: sum_d max(q_d minimum_d, q_d maximum_d).
-double page_bound(const float* q,         // [head_dim] f32
-                  const double* minima,   // [head_dim] f64
-                  const double* maxima,   // [head_dim] f64
+double page_bound(const float* q,        // [head_dim] f32
+                  const double* minima,  // [head_dim] f64
+                  const double* maxima,  // [head_dim] f64
                   int32_t head_dim);
 
 double log_sum_exp(const double* values, int64_t count);  // [count] f64
@@ -36,11 +36,11 @@ std::vector<double> group_scores(const std::vector<std::vector<double>>& scores,
                                  const std::vector<double>& log_sums);            // [num_queries] f64
 
 struct SpendProblem {
-  int32_t num_top = 0;        // taken by score alone
-  int32_t num_random = 0;     // taken by key among the others
-  bool flat = false;          // keys do not depend on scores; weights are ln(n / num_random)
-  double floor = 0.0;         // a <- ln((1 - floor) exp(a) + floor / num_tokens) in the random part
-  int32_t first_token = 0;    // id of scores[0]
+  int32_t num_top = 0;      // taken by score alone
+  int32_t num_random = 0;   // taken by key among the others
+  bool flat = false;        // keys do not depend on scores; weights are ln(n / num_random)
+  double floor = 0.0;       // a <- ln((1 - floor) exp(a) + floor / num_tokens) in the random part
+  int32_t first_token = 0;  // id of scores[0]
   ListKey key;
 };
 

@@ -20,8 +20,8 @@ class Rotation {
   explicit Rotation(int32_t head_dim);
 
   int32_t head_dim() const { return head_dim_; }
-  void apply(const float* x,        // [head_dim] f32
-             float* rotated) const; // [head_dim] f32; not x
+  void apply(const float* x,         // [head_dim] f32
+             float* rotated) const;  // [head_dim] f32; not x
   // Of each round: sign of each dimension divided by the square root of its block's size; and the sizes of the blocks.
   const std::vector<float>& factors() const { return factors_; }
   const std::vector<int32_t>& block_sizes() const { return block_sizes_; }

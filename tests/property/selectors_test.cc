@@ -365,8 +365,8 @@ TEST(CentredSigns, ScoresMatchTheReference) {
 }
 
 // Scores of one selector for all keys: [num_queries][num_keys].
-std::vector<std::vector<float>> score_all(const std::string& name, const SelectorShape& shape, const std::vector<float>& keys,
-                                          const std::vector<float>& q) {
+std::vector<std::vector<float>> score_all(const std::string& name, const SelectorShape& shape,
+                                          const std::vector<float>& keys, const std::vector<float>& q) {
   const auto selector = *make_selector(name, shape);
   const int32_t head_dim = shape.head_dim, block_tokens = selector->block_tokens();
   const int64_t num_keys = static_cast<int64_t>(keys.size()) / head_dim;
@@ -377,7 +377,8 @@ std::vector<std::vector<float>> score_all(const std::string& name, const Selecto
     const std::byte* entries[] = {entry.reserve(static_cast<size_t>(selector->block_bytes()))};
     selector->encode({0, 0}, {keys.data() + first * head_dim, block_tokens, 0}, entry.data());
     for (size_t query = 0; query < scores.size(); ++query) {
-      selector->prepare({0, 0}, q.data() + query * static_cast<size_t>(head_dim), state.reserve(selector->query_state_bytes()));
+      selector->prepare({0, 0}, q.data() + query * static_cast<size_t>(head_dim),
+                        state.reserve(selector->query_state_bytes()));
       selector->score(state.data(), {{0, 0}, 1, 0, entries, nullptr, 0}, block_scores.data(), block_tokens);
       scores[query].insert(scores[query].end(), block_scores.begin(), block_scores.end());
     }
@@ -390,7 +391,8 @@ std::vector<float> shared_direction_keys(int32_t num_keys, int32_t head_dim, std
   std::normal_distribution<float> normal;
   std::vector<float> shared(static_cast<size_t>(head_dim)), keys;
   for (float& value : shared) value = 2.0f * normal(random);
-  for (int32_t i = 0; i < num_keys * head_dim; ++i) keys.push_back(shared[static_cast<size_t>(i % head_dim)] + normal(random));
+  for (int32_t i = 0; i < num_keys * head_dim; ++i)
+    keys.push_back(shared[static_cast<size_t>(i % head_dim)] + normal(random));
   return keys;
 }
 

@@ -65,7 +65,8 @@ TEST(PagedKvView, RefusesWhatDoesNotFit) {
   };
   EXPECT_NE(message([](Pool& pool) { pool.view.page_size = 12; }).find("power of two"), std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.view.page_size = 512; }).find("power of two"), std::string::npos);
-  EXPECT_NE(message([](Pool& pool) { pool.view.dtype = DType::i8; }).find("f32, f16, bf16 or f8_e4m3, got i8"), std::string::npos);
+  EXPECT_NE(message([](Pool& pool) { pool.view.dtype = DType::i8; }).find("f32, f16, bf16 or f8_e4m3, got i8"),
+            std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.view.key_scales = reinterpret_cast<float*>(pool.rows.data()); }).find("scales"),
             std::string::npos);
   EXPECT_NE(message([](Pool& pool) { pool.view.token_stride = -1; }).find("strides"), std::string::npos);
