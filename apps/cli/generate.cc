@@ -151,13 +151,7 @@ void add_generate(CLI::App& parent) {
   verb->add_option("-n,--predict", flags->predict, "tokens to generate (default 128)")
       ->check(CLI::Range(1, 1 << 30))
       ->type_name("N");
-  verb->add_option("--policy", flags->policy,
-                   "what decode steps read: dense (default), 50x, or a full text; see rarefy policy")
-      ->type_name("POLICY");
-  verb->add_option("--policy-tokens", flags->policy_tokens,
-                   "last tokens of the prompt that go through the policy as well (default 1); what comes before is dense")
-      ->check(CLI::Range(1, 1 << 30))
-      ->type_name("N");
+  add_policy_flags(*verb, flags->policy, flags->policy_tokens);
   add_sampling_flags(*verb, flags->sampler);
   verb->add_flag("--ignore-eos", flags->ignore_eos, "go on past the model's stop tokens");
   verb->add_flag("--json", flags->json, "write one JSON object instead of the text");

@@ -52,6 +52,15 @@ void add_model_flags(CLI::App& verb, ModelFlags& flags) {
       ->type_name("FRACTION");
 }
 
+void add_policy_flags(CLI::App& verb, std::string& policy, int32_t& policy_tokens) {
+  verb.add_option("--policy", policy, "what decode steps read: dense (default), 50x, or a full text; see rarefy policy")
+      ->type_name("POLICY");
+  verb.add_option("--policy-tokens", policy_tokens,
+                  "last tokens of each prompt that go through the policy as well (default 1); what comes before is dense")
+      ->check(CLI::Range(1, 1 << 30))
+      ->type_name("N");
+}
+
 void add_sampling_flags(CLI::App& verb, SamplerOptions& sampler) {
   verb.add_option("--temp", sampler.temperature, "temperature; 0 is greedy (default)")
       ->check(CLI::Range(0.0, 1000.0))

@@ -27,6 +27,8 @@ struct ModelFlags {
 
 void add_model_flags(CLI::App& verb, ModelFlags& flags);
 void add_threads_flag(CLI::App& verb, int32_t& threads);
+// Of verbs that answer: what decode steps read, and how much of a prompt goes through it.
+void add_policy_flags(CLI::App& verb, std::string& policy, int32_t& policy_tokens);
 void add_sampling_flags(CLI::App& verb, SamplerOptions& sampler);  // its seed is that of ModelFlags
 void add_cache_type_flags(CLI::App& verb, std::string& cache_type_k, std::string& cache_type_v);
 
