@@ -9,7 +9,6 @@
 namespace rarefy::model {
 namespace {
 
-constexpr double kDefaultTheta = 10000.0;
 constexpr double kMaxTheta = 1e12;
 constexpr double kMaxFactor = 1e6;
 constexpr int32_t kMaxPosition = 1 << 30;
