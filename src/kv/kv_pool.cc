@@ -89,7 +89,8 @@ Expected<std::shared_ptr<KvPool>> KvPool::create(const KvCacheConfig& config, in
   return pool;
 }
 
-Expected<int32_t> KvPool::add_index(std::string_view name, int32_t block_tokens, int64_t block_bytes) {
+Expected<int32_t> KvPool::add_index(std::string_view name, int32_t block_tokens, int64_t block_bytes,
+                                    int64_t trained_bytes) {
   const std::string context = "KV cache: index '" + std::string(name) + "': ";
   if (block_tokens < 1 || config_.page_size % block_tokens != 0) {
     return Status::invalid_argument(context + "expected block_tokens that divide page_size " +
@@ -98,16 +99,24 @@ Expected<int32_t> KvPool::add_index(std::string_view name, int32_t block_tokens,
   if (block_bytes < 1) {
     return Status::invalid_argument(context + "expected block_bytes of at least 1, got " + std::to_string(block_bytes));
   }
+  if (trained_bytes < 0) {
+    return Status::invalid_argument(context + "expected trained_bytes of at least 0, got " + std::to_string(trained_bytes));
+  }
   const std::lock_guard lock(index_mutex_);
   const int32_t num_known = num_indexes_.load(std::memory_order_relaxed);
   for (int32_t number = 0; number < num_known; ++number) {
     const KvIndex& known = *indexes_[number];
     if (known.name != name) continue;
-    if (known.block_tokens == block_tokens && known.block_bytes == block_bytes) return number;
+    if (known.block_tokens == block_tokens && known.block_bytes == block_bytes && known.trained_bytes == trained_bytes) {
+      return number;
+    }
+    const auto sizes = [](int32_t tokens, int64_t bytes, int64_t trained) {
+      return std::to_string(tokens) + " tokens, " + std::to_string(bytes) + " bytes, " + std::to_string(trained) +
+             " trained";
+    };
     return Status::invalid_argument(context + "expected the blocks it was added with (" +
-                                    std::to_string(known.block_tokens) + " tokens, " + std::to_string(known.block_bytes) +
-                                    " bytes), got " + std::to_string(block_tokens) + " tokens, " +
-                                    std::to_string(block_bytes) + " bytes");
+                                    sizes(known.block_tokens, known.block_bytes, known.trained_bytes) + "), got " +
+                                    sizes(block_tokens, block_bytes, trained_bytes));
   }
   if (num_known == kMaxIndexes) {
     return Status::resource_exhausted(context + "a cache holds at most " + std::to_string(kMaxIndexes) +
@@ -130,6 +139,18 @@ Expected<int32_t> KvPool::add_index(std::string_view name, int32_t block_tokens,
   index->head_stride_bytes = round_up(*head_bytes, 64);
   RAREFY_ASSIGN_OR_RETURN(index->memory, MappedMemory::reserve(*total));
   index->encoded = std::vector<std::atomic<int32_t>>(static_cast<size_t>(num_pages()) * count(CacheKind::paged));
+  index->trained_bytes = trained_bytes;
+  index->trained_stride_bytes = round_up(trained_bytes, 64);
+  const auto trained_total = bounded_product({index->trained_stride_bytes, config_.num_kv_heads, count(CacheKind::paged)});
+  if (!trained_total) {
+    return Status::resource_exhausted(context + "expected trained data of at most " + std::to_string(kMaxCacheBytes) +
+                                      " bytes, got " + std::to_string(trained_bytes) + " bytes a KV head and layer");
+  }
+  if (*trained_total > 0 && index->trained.reserve(static_cast<size_t>(*trained_total)) == nullptr) {
+    return Status::resource_exhausted(context + "out of memory for " + std::to_string(*trained_total) +
+                                      " bytes of trained data");
+  }
+  index->is_trained = std::vector<std::atomic<bool>>(static_cast<size_t>(count(CacheKind::paged)));
   indexes_[num_known] = std::move(index);
   num_indexes_.store(num_known + 1, std::memory_order_release);
   return num_known;
@@ -138,6 +159,12 @@ Expected<int32_t> KvPool::add_index(std::string_view name, int32_t block_tokens,
 std::byte* KvPool::slot_entry(const KvIndex& index, int32_t slot, int32_t kv_head, int32_t page) const {
   const int64_t head = int64_t{slot} * config_.num_kv_heads + kv_head;
   return index.memory.data() + head * index.head_stride_bytes + int64_t{page} * index.blocks_per_page * index.block_bytes;
+}
+
+std::byte* KvPool::trained(int32_t index, int32_t layer, int32_t kv_head) const {
+  const KvIndex& known = *indexes_[index];
+  if (known.trained_bytes == 0) return nullptr;
+  return known.trained.data() + (int64_t{slot(layer)} * config_.num_kv_heads + kv_head) * known.trained_stride_bytes;
 }
 
 void KvPool::copy_page(CacheKind kind, int32_t from, int32_t to, int32_t num_tokens) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "core/aligned_buffer.h"
 #include "kv/mapped_memory.h"
 #include "kv/page_group.h"
 #include "kv/state_pool.h"
@@ -30,6 +31,10 @@ struct KvIndex {
   MappedMemory memory;
   std::vector<std::atomic<int32_t>>
       encoded;  // [num_pages, num_paged_layers] i32; leading tokens of the page that are encoded
+  int64_t trained_bytes = 0;
+  int64_t trained_stride_bytes = 0;           // from a (layer, KV head) to the next
+  AlignedBuffer trained;                      // [num_paged_layers, num_kv_heads, trained_stride_bytes] bytes
+  std::vector<std::atomic<bool>> is_trained;  // [num_paged_layers]
 };
 
 // Enough for comparisons; a fixed table lets readers go without a lock.
@@ -45,7 +50,17 @@ class KvPool final : public KvCache {
   int32_t num_free_pages() const override { return paged_.pages().num_free(); }
   int32_t num_free_window_pages() const override { return window_.pages().num_free(); }
   KvSequence new_sequence() override;
-  Expected<int32_t> add_index(std::string_view name, int32_t block_tokens, int64_t block_bytes) override;
+  using KvCache::add_index;
+  Expected<int32_t> add_index(std::string_view name, int32_t block_tokens, int64_t block_bytes,
+                              int64_t trained_bytes) override;
+  std::byte* trained(int32_t index, int32_t layer, int32_t kv_head) const override;
+  bool is_trained(int32_t index, int32_t layer) const override {
+    return indexes_[index]->is_trained[static_cast<size_t>(slot(layer))].load(std::memory_order_acquire);
+  }
+  void set_trained(int32_t index, int32_t layer) override {
+    indexes_[index]->is_trained[static_cast<size_t>(slot(layer))].store(true, std::memory_order_release);
+  }
+  std::unique_lock<std::mutex> lock_training() override { return std::unique_lock(training_mutex_); }
 
   // Of paged or window layers.
   PageGroup& group(CacheKind kind) { return kind == CacheKind::window ? window_ : paged_; }
@@ -83,7 +98,8 @@ class KvPool final : public KvCache {
   PageGroup paged_;
   PageGroup window_;
   StatePool states_;
-  std::mutex index_mutex_;  // creation of indexes; writing of entries in shared pages
+  std::mutex index_mutex_;     // creation of indexes; writing of entries in shared pages
+  std::mutex training_mutex_;  // writing of trained data
   std::array<std::unique_ptr<KvIndex>, kMaxIndexes> indexes_;
   std::atomic<int32_t> num_indexes_{0};
 };

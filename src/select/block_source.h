@@ -36,7 +36,8 @@ class BlockSource {
   ScoreBlocks blocks(int32_t first, int32_t stride, int32_t num_blocks, int32_t num_ahead, BlockPointers& pointers) const {
     const auto element_bytes = static_cast<int64_t>(size_of(view_.dtype));
     const auto* keys = static_cast<const std::byte*>(view_.keys) + head_.kv_head * view_.head_stride * element_bytes;
-    const std::byte* entries = index_.entries == nullptr ? nullptr : index_.entries + head_.kv_head * index_.head_stride_bytes;
+    const std::byte* entries =
+        index_.entries == nullptr ? nullptr : index_.entries + head_.kv_head * index_.head_stride_bytes;
     const int64_t page_bytes = view_.page_stride * element_bytes;
     const int64_t key_bytes = block_tokens_ * view_.token_stride * element_bytes;
     const int32_t in_page = (1 << page_shift_) - 1;
@@ -45,7 +46,7 @@ class BlockSource {
       pointers.keys[i] = keys + page * page_bytes + (block & in_page) * key_bytes;
       pointers.entries[i] = entries + page * index_.page_stride_bytes + (block & in_page) * index_.block_bytes;
     }
-    return {head_, num_blocks, num_ahead, pointers.entries.data(), pointers.keys.data(), view_.token_stride};
+    return {head_, num_blocks, num_ahead, pointers.entries.data(), pointers.keys.data(), view_.token_stride, nullptr, 0};
   }
 
  private:

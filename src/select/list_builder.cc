@@ -33,7 +33,8 @@ void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks,
   // What follows may be prefetched while these are scored.
   const int32_t rest = (source_->num_blocks() - 1 - first_block) / stride + 1 - num_blocks;
   const int32_t num_ahead = std::clamp(rest, 0, std::min(num_blocks, kMaxRunBlocks - num_blocks));
-  const ScoreBlocks blocks = source_->blocks(first_block, stride, num_blocks, num_ahead, pointers);
+  ScoreBlocks blocks = source_->blocks(first_block, stride, num_blocks, num_ahead, pointers);
+  add_survey(blocks, first_block, stride);
   problem_.selector->score(state_.data(), blocks, scores, score_stride);
 }
 
@@ -46,8 +47,39 @@ void ListBuilder::set(const Problem& problem, const BlockSource& source) {
 void ListBuilder::begin() {
   const Selector& selector = *problem_.selector;
   selector.prepare(source_->head(), problem_.q, state_.reserve(std::max<size_t>(selector.query_state_bytes(), 1)));
+  survey();
   sample();
   guess_thresholds();
+}
+
+void ListBuilder::add_survey(ScoreBlocks& blocks, int32_t first_block, int32_t stride) const {
+  const int64_t num_values = problem_.selector->survey_values();
+  if (num_values == 0) return;
+  blocks.survey = survey_.data() + first_block * num_values;
+  blocks.survey_stride = stride * num_values;
+}
+
+void ListBuilder::survey() {
+  const Selector& selector = *problem_.selector;
+  const int64_t num_values = selector.survey_values();
+  if (num_values == 0) return;
+  const int32_t num_blocks = source_->num_blocks(), run = run_blocks(source_->block_tokens());
+  survey_.resize(static_cast<size_t>(num_blocks * num_values));
+  BlockPointers pointers;
+  for (int32_t block = 0; block < num_blocks; block += run) {
+    const int32_t count = std::min(run, num_blocks - block);
+    const int32_t num_ahead = std::min({run, num_blocks - block - count, kMaxRunBlocks - count});
+    selector.survey(state_.data(), source_->blocks(block, 1, count, num_ahead, pointers),
+                    survey_.data() + block * num_values);
+  }
+  const SampleBlocks sampled = sample_blocks();
+  Survey all;
+  all.values = survey_.data();
+  all.num_blocks = num_blocks;
+  all.num_tokens = source_->kv_len();
+  all.sample = source_->blocks(sampled.first, sampled.step, std::min(sampled.count, kMaxRunBlocks), 0, pointers);
+  add_survey(all.sample, sampled.first, sampled.step);
+  selector.settle(state_.data(), all);
 }
 
 // Index entries; a selector without any reads keys, which are too many.

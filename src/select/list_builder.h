@@ -1,7 +1,7 @@
 // ListBuilder: one list of an IndexSet, from a prepared query group to token ids and weights.
 //
 //   set()     says what to do; add_sample() then names what begin() will read, so that it can be fetched ahead
-//   begin()   scores a fixed sample of blocks: estimates L_h, guesses thresholds
+//   begin()   lets the selector survey all blocks, if it does; scores a fixed sample of blocks: estimates L_h, guesses thresholds
 //   scan()    scores every block of a range once and keeps candidates; ranges may be scanned by different threads
 //   finish()  settles L_h and spends the budget; scans again itself in the rare cases that need it
 //
@@ -63,6 +63,8 @@ class ListBuilder {
   };
   SampleBlocks sample_blocks() const;
   void add_entries(FetchQueue& queue, int32_t first_block, int32_t stride, int32_t num_blocks) const;
+  void survey();
+  void add_survey(ScoreBlocks& blocks, int32_t first_block, int32_t stride) const;
   void sample();
   void guess_thresholds();
   // scores [group, score_stride] f32
@@ -74,6 +76,7 @@ class ListBuilder {
   Problem problem_;
   std::optional<BlockSource> source_;
   AlignedBuffer state_;                    // [query_state_bytes] bytes
+  std::vector<float> survey_;              // [num_blocks, survey_values] f32; empty for selectors without a survey
   std::array<float, kMaxGroup> log_sums_;  // [group] f32
   SpendThresholds thresholds_;
   int32_t passes_ = 0;

@@ -261,13 +261,7 @@ Status Policy::check(int32_t num_layers) const {
           fmt::format("policy: layer {} does not exist; the model has layers 0 to {}", special.last_layer, num_layers - 1));
     }
   }
-  const std::string_view name = std::string_view(index).substr(0, index.find(':'));
-  std::string names;
-  for (const SelectorInfo& info : list_selectors()) {
-    if (info.name == name) return {};
-    names += (names.empty() ? "" : ", ") + info.name;
-  }
-  return Status::not_found(fmt::format("policy: index={}: there is no such selector; available: {}", index, names));
+  return check_selector_names(index).with_context(fmt::format("policy: index={}", index));
 }
 
 TokenBudget split_budget(const Policy& policy, int32_t layer, int32_t kv_len) {

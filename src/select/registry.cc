@@ -66,10 +66,11 @@ Registry& registry() {
 
 Status check_shape(const SelectorShape& shape) {
   if (shape.num_layers < 1 || shape.num_kv_heads < 1 || shape.head_dim < 1 || shape.group < 1 || shape.group > kMaxGroup) {
-    return Status::invalid_argument("selector: expected at least one layer, KV head and dimension and a group of 1 to " +
-                                    std::to_string(kMaxGroup) + " query heads; got num_layers=" +
-                                    std::to_string(shape.num_layers) + " num_kv_heads=" + std::to_string(shape.num_kv_heads) +
-                                    " head_dim=" + std::to_string(shape.head_dim) + " group=" + std::to_string(shape.group));
+    return Status::invalid_argument(
+        "selector: expected at least one layer, KV head and dimension and a group of 1 to " + std::to_string(kMaxGroup) +
+        " query heads; got num_layers=" + std::to_string(shape.num_layers) +
+        " num_kv_heads=" + std::to_string(shape.num_kv_heads) + " head_dim=" + std::to_string(shape.head_dim) +
+        " group=" + std::to_string(shape.group));
   }
   if (shape.kv_dtype != DType::f32 && shape.kv_dtype != DType::f16 && shape.kv_dtype != DType::bf16) {
     return Status::unsupported("selector: keys must be f32, f16 or bf16, got " + std::string(to_string(shape.kv_dtype)));
@@ -81,13 +82,16 @@ Status check_shape(const SelectorShape& shape) {
 
 Status register_selector(SelectorInfo info, SelectorFactory factory) {
   if (info.name.empty() || info.name.find_first_of(" \t\n:,=+") != std::string::npos) {
-    return Status::invalid_argument("selector: expected a name without spaces and without any of : , = +, got '" + info.name + "'");
+    return Status::invalid_argument("selector: expected a name without spaces and without any of : , = +, got '" +
+                                    info.name + "'");
   }
   if (!factory) return Status::invalid_argument("selector: '" + info.name + "' comes without a factory");
   return registry().add(std::move(info), std::move(factory));
 }
 
 std::vector<SelectorInfo> list_selectors() { return registry().list(); }
+
+Status check_selector_names(std::string_view text) { return registry().find(text.substr(0, text.find(':'))).status(); }
 
 Expected<std::shared_ptr<const Selector>> make_selector(std::string_view text, const SelectorShape& shape) {
   RAREFY_RETURN_IF_ERROR(check_shape(shape));

@@ -31,10 +31,16 @@ class Selection::Impl {
         parts_(shape.num_kv_heads) {}
 
   Status update_index(KvSequence& sequence, int32_t layer);
+  bool ready(const KvSequence& sequence, int32_t layer) const;
   Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost);
   const Selector& selector() const { return *selector_; }
 
  private:
+  HeadId head(const KvSequence& sequence, int32_t layer, int32_t kv_head) const {
+    return {layer, kv_head, index_ < 0 ? nullptr : sequence.cache().trained(index_, layer, kv_head)};
+  }
+  // Trains the heads of a layer unless that has been done. Pre: the sequence holds training_tokens().
+  Status train(const KvSequence& sequence, int32_t layer) const;
   // Tokens [first, end) of one page and KV head.
   void encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head, int32_t page,
                    int32_t first, int32_t end) const;
@@ -54,23 +60,58 @@ class Selection::Impl {
   std::vector<FetchQueue> queues_;            // [threads]
 };
 
+Status Selection::Impl::train(const KvSequence& sequence, int32_t layer) const {
+  KvCache& cache = sequence.cache();
+  if (cache.is_trained(index_, layer)) return {};
+  const auto lock = cache.lock_training();
+  if (cache.is_trained(index_, layer)) return {};
+  const PagedKvView view = sequence.view(layer);
+  const int32_t num_tokens = selector_->training_tokens();
+  const auto element_bytes = static_cast<int64_t>(size_of(view.dtype));
+  std::vector<Status> results(static_cast<size_t>(shape_.num_kv_heads));
+#pragma omp parallel for schedule(dynamic) num_threads(num_threads())
+  for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+    // [num_tokens, head_dim] f32
+    const auto keys = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(num_tokens) * view.head_dim);
+    for (int32_t token = 0; token < num_tokens; token += view.page_size) {
+      const auto* rows = static_cast<const std::byte*>(view.keys) + element_bytes * view.row_offset(0, token, kv_head);
+      cpu::rows_to_float(rows, view.dtype, view.token_stride, std::min(view.page_size, num_tokens - token), view.head_dim,
+                         keys.get() + int64_t{token} * view.head_dim);
+    }
+    results[static_cast<size_t>(kv_head)] =
+        selector_->train({layer, kv_head}, keys.get(), num_tokens, cache.trained(index_, layer, kv_head));
+  }
+  for (const Status& result : results) RAREFY_RETURN_IF_ERROR(result);
+  cache.set_trained(index_, layer);
+  return {};
+}
+
 void Selection::Impl::encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head,
                                   int32_t page, int32_t first, int32_t end) const {
   const int32_t block_tokens = selector_->block_tokens();
   const auto element_bytes = static_cast<int64_t>(size_of(view.dtype));
   // [block_tokens, head_dim] f32; only rows from first_key_read() on are filled
-  const auto keys = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(block_tokens) * view.head_dim);
+  const auto row_floats = static_cast<size_t>(block_tokens) * view.head_dim;
+  const auto keys = std::make_unique_for_overwrite<float[]>(row_floats);
+  const auto values = selector_->reads_values() ? std::make_unique_for_overwrite<float[]>(row_floats) : nullptr;
+  const HeadId id = head(sequence, layer, kv_head);
   for (int32_t token = first / block_tokens * block_tokens; token < end; token += block_tokens) {
     const int32_t position = page * view.page_size + token;
-    const auto* rows = static_cast<const std::byte*>(view.keys) + element_bytes * view.row_offset(0, position, kv_head);
+    const int64_t offset = element_bytes * view.row_offset(0, position, kv_head);
     BlockKeys block;
     block.num_tokens = std::min(block_tokens, end - token);
     block.first_new = std::max(0, first - token);
     const int32_t first_key = selector_->first_key_read(block.first_new, block.num_tokens);
-    cpu::rows_to_float(rows + element_bytes * first_key * view.token_stride, view.dtype, view.token_stride,
-                       block.num_tokens - first_key, view.head_dim, keys.get() + int64_t{first_key} * view.head_dim);
+    const auto read_rows = [&](const void* from, float* to) {
+      const auto* rows = static_cast<const std::byte*>(from) + offset;
+      cpu::rows_to_float(rows + element_bytes * first_key * view.token_stride, view.dtype, view.token_stride,
+                         block.num_tokens - first_key, view.head_dim, to + int64_t{first_key} * view.head_dim);
+    };
+    read_rows(view.keys, keys.get());
+    if (values != nullptr) read_rows(view.values, values.get());
     block.keys = keys.get();
-    selector_->encode({layer, kv_head}, block, sequence.index_entry(index_, layer, kv_head, position / block_tokens));
+    block.values = values.get();
+    selector_->encode(id, block, sequence.index_entry(index_, layer, kv_head, position / block_tokens));
   }
 }
 
@@ -81,6 +122,10 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
   }
   const int32_t num_tokens = sequence.length() + sequence.pending();
   if (index_ < 0 || num_tokens == 0) return {};
+  if (selector_->trained_bytes() > 0) {
+    if (num_tokens < selector_->training_tokens() && !sequence.cache().is_trained(index_, layer)) return {};
+    RAREFY_RETURN_IF_ERROR(train(sequence, layer));
+  }
   const PagedKvView view = sequence.view(layer);
   const int32_t page_size = view.page_size;
   const int32_t num_pages = (num_tokens + page_size - 1) / page_size;
@@ -109,6 +154,15 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
     }
   }
   return {};
+}
+
+bool Selection::Impl::ready(const KvSequence& sequence, int32_t layer) const {
+  if (index_ < 0) return true;
+  const int32_t num_tokens = sequence.length() + sequence.pending();
+  if (num_tokens == 0 || layer < 0 || layer >= shape_.num_layers) return false;
+  // Complete pages form a prefix (update_index).
+  const int32_t page_size = sequence.cache().config().page_size, last_page = (num_tokens - 1) / page_size;
+  return sequence.encoded_tokens(index_, layer, last_page) >= num_tokens - last_page * page_size;
 }
 
 void Selection::Impl::split_ranges(int32_t num_blocks) {
@@ -159,6 +213,11 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
   scaled_q_.resize(static_cast<size_t>(num_values));
   for (int64_t i = 0; i < num_values; ++i) scaled_q_[i] = step.q[i] * step.scale;
 
+  if (!ready(sequence, step.layer)) {
+    return Status::invalid_argument(
+        "selection: the index of layer " + std::to_string(step.layer) +
+        " does not cover the sequence; call update_index, and attend densely while ready() says no");
+  }
   const int32_t block_tokens = selector_->block_tokens();
   const int32_t num_blocks = (kv_len + block_tokens - 1) / block_tokens;
   split_ranges(num_blocks);
@@ -172,7 +231,7 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
     problem.rule = {policy_.spend, budget.selected, num_free, policy_.floor,
                     make_list_key(step.seed, RngPurpose::select, step.layer, kv_head, step.position)};
     problem.q = scaled_q_.data() + int64_t{kv_head} * shape_.group * shape_.head_dim;
-    lists_[kv_head].set(problem, BlockSource(sequence, index_, block_tokens, {step.layer, kv_head}));
+    lists_[kv_head].set(problem, BlockSource(sequence, index_, block_tokens, head(sequence, step.layer, kv_head)));
   };
   const auto finish = [&](int32_t kv_head) {
     set.count(0, kv_head) = lists_[kv_head].finish(parts_[kv_head], set.token_ids(0, kv_head), set.log_weight(0, kv_head));
@@ -254,12 +313,15 @@ Expected<Selection> Selection::make(const Policy& policy, std::shared_ptr<const 
   }
   int32_t index = -1;
   if (selector->block_bytes() > 0) {
-    RAREFY_ASSIGN_OR_RETURN(index, cache.add_index(selector->name(), block_tokens, selector->block_bytes()));
+    RAREFY_ASSIGN_OR_RETURN(
+        index, cache.add_index(selector->name(), block_tokens, selector->block_bytes(), selector->trained_bytes()));
   }
   return Selection(std::make_unique<Impl>(policy, std::move(selector), shape, index));
 }
 
 Status Selection::update_index(KvSequence& sequence, int32_t layer) { return impl_->update_index(sequence, layer); }
+
+bool Selection::ready(const KvSequence& sequence, int32_t layer) const { return impl_->ready(sequence, layer); }
 
 Status Selection::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost) {
   return impl_->select(sequence, step, set, cost);

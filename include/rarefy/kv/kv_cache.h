@@ -86,8 +86,19 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
 
   // Makes room for an index of `block_bytes` for every `block_tokens` tokens of one KV head and layer; page_size must be a
   // multiple of block_tokens. Returns its number. The same name again returns the same index. Sequences may hold tokens
-  // already; none of them is encoded.
-  virtual Expected<int32_t> add_index(std::string_view name, int32_t block_tokens, int64_t block_bytes) = 0;
+  // already; none of them is encoded. `trained_bytes` are kept for every paged layer and KV head besides.
+  virtual Expected<int32_t> add_index(std::string_view name, int32_t block_tokens, int64_t block_bytes,
+                                      int64_t trained_bytes) = 0;
+  Expected<int32_t> add_index(std::string_view name, int32_t block_tokens, int64_t block_bytes) {
+    return add_index(name, block_tokens, block_bytes, 0);
+  }
+  // Trained data of an index: written once for all KV heads of a layer, by whoever holds lock_training() and finds them not
+  // trained, then read by everybody.
+  virtual std::byte* trained(int32_t index, int32_t layer,
+                             int32_t kv_head) const = 0;  // [trained_bytes] bytes; 64-byte aligned
+  virtual bool is_trained(int32_t index, int32_t layer) const = 0;
+  virtual void set_trained(int32_t index, int32_t layer) = 0;
+  [[nodiscard]] virtual std::unique_lock<std::mutex> lock_training() = 0;
 };
 
 class KvSequence {

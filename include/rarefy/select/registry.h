@@ -25,6 +25,9 @@ struct SelectorInfo {
 Status register_selector(SelectorInfo info, SelectorFactory factory);
 std::vector<SelectorInfo> list_selectors();
 
+// Refuses a policy's index= value that names a selector which does not exist, without making it.
+Status check_selector_names(std::string_view text);
+
 // `text` is a policy's index= value, e.g. "sign" or "quest16:int8".
 Expected<std::shared_ptr<const Selector>> make_selector(std::string_view text, const SelectorShape& shape);
 

@@ -21,8 +21,8 @@ struct SelectionStep {
   int32_t layer = 0;
   float scale = 1.0f;
   uint64_t seed = 0;
-  int64_t position = 0;     // of the query token
-  const float* q = nullptr; // [num_q_heads, head_dim] f32; after RoPE, unscaled
+  int64_t position = 0;      // of the query token
+  const float* q = nullptr;  // [num_q_heads, head_dim] f32; after RoPE, unscaled
 };
 
 // What the step read, for bytes_ratio and reports.
@@ -41,9 +41,12 @@ class Selection {
   Selection& operator=(Selection&&) noexcept;
   ~Selection();
 
-  // Encodes the tokens of a layer that its index does not hold yet; the pending tokens of an append included.
+  // Encodes the tokens of a layer that its index does not hold yet; the pending tokens of an append included. A selector that
+  // trains does so first; with too few tokens for that the layer stays without index.
   Status update_index(KvSequence& sequence, int32_t layer);
-  // Fills row 0 of `set`, one list per KV head. Pre: update_index was called for this layer, the layer is not dense.
+  // Whether the index of the layer covers the sequence: select() may be called. Otherwise attend densely.
+  bool ready(const KvSequence& sequence, int32_t layer) const;
+  // Fills row 0 of `set`, one list per KV head. Pre: ready(), the layer is not dense.
   Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost);
 
   const Selector& selector() const;
