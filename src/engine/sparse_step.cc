@@ -162,7 +162,9 @@ Status SparseStep::update_index(KvSequence& sequence, int32_t layer) {
   return impl_->selection().update_index(sequence, layer);
 }
 
-bool SparseStep::ready(const KvSequence& sequence, int32_t layer) const { return impl_->selection().ready(sequence, layer); }
+bool SparseStep::ready(const KvSequence& sequence, int32_t layer) const {
+  return impl_->selection().ready(sequence, layer);
+}
 
 Status SparseStep::run(const KvSequence& sequence, const SelectionStep& where, float* out, SparseStepResult& result) {
   return impl_->run(sequence, where, out, result);
