@@ -165,10 +165,14 @@ void list() {
   }
   output.write("\nSpending rules, spend=NAME (how the budget goes to tokens, given their scores)\n\n");
   const std::pair<Spend, const char*> rules[] = {
-      {Spend::priority, "priority sampling on estimated weights; the default. Has a certificate"},
-      {Spend::half, "half of the budget to the best scores, half by priority sampling"},
+      {Spend::half, "half of the budget to the best scores, half by priority sampling; the default. Has a certificate"},
+      {Spend::priority, "priority sampling on estimated weights. Has a certificate"},
+      {Spend::gumbel, "Gumbel top-k on estimated weights. Has a certificate"},
       {Spend::top_k, "the best scores and nothing else. No certificate"},
+      {Spend::top_p, "the best scores until they hold a share p= of the estimated probability. No certificate"},
       {Spend::uniform, "half to the best scores, half drawn evenly from the rest; for comparison"},
+      {Spend::systematic, "half to the best scores, then every n-th token from a random one on"},
+      {Spend::vattention, "the best scores and an even sample whose size follows from eps= and delta="},
   };
   for (const auto& [spend, text] : rules) output.write(fmt::format("  {:<10} {}\n", to_string(spend), text));
   output.write(

@@ -86,7 +86,7 @@ SpendResult spend(const SpendProblem& problem, const std::vector<double>& scores
   result.top_cut = result.tau = -kInfinity;
   std::vector<double> mixed = scores;
   for (double& a : mixed) {
-    if (problem.flat) {
+    if (problem.draw == Draw::flat) {
       a = 0.0;
     } else if (problem.floor > 0.0) {
       a = std::log((1.0 - problem.floor) * std::exp(a) + problem.floor / num_tokens);
@@ -94,18 +94,32 @@ SpendResult spend(const SpendProblem& problem, const std::vector<double>& scores
   }
   for (int32_t i = 0; i < num_tokens; ++i) {
     const double u = token_uniform(problem.key, static_cast<uint32_t>(problem.first_token + i));
-    result.keys.push_back(mixed[i] - std::log(u));
+    const double gumbel = -std::log(u < 1.0 ? -std::log1p(-u) : 32.0 * std::log(2.0));
+    result.keys.push_back(mixed[i] + (problem.draw == Draw::gumbel ? gumbel : -std::log(u)));
   }
 
   std::vector<double> weight(scores.size(), -1.0);  // [num_tokens] f64; negative = not taken
   if (problem.num_top > 0) {
+    double total = 0.0, sum = 0.0;
+    for (const double score : scores) total += std::exp(score);
     const std::vector<int32_t> order = descending(scores);
     for (int32_t i = 0; i < std::min(problem.num_top, num_tokens); ++i) {
       weight[order[i]] = 0.0;
       result.top_cut = scores[order[i]];
+      sum += std::exp(scores[order[i]]);
+      if (problem.top_p > 0.0 && sum > problem.top_p * total) break;
     }
   }
-  if (problem.num_random > 0) {
+  if (problem.num_random > 0 && problem.draw == Draw::systematic) {
+    const int64_t n = num_tokens, b = problem.num_random;
+    const bool takes_all = problem.num_top + b >= n;
+    const int64_t offset = static_cast<int64_t>(std::floor(token_hash(problem.key, 0xffffffffu) * 0x1p-32 * num_tokens));
+    for (double& of_token : weight) of_token = takes_all ? 0.0 : of_token;
+    for (int64_t hit = 0; hit < b; ++hit) {
+      double& of_token = weight[static_cast<size_t>((offset + hit * n) / b)];
+      if (of_token < 0.0) of_token = std::log(static_cast<double>(n) / static_cast<double>(b));
+    }
+  } else if (problem.num_random > 0) {
     std::vector<int32_t> rest;
     for (int32_t i : descending(result.keys)) {
       if (weight[i] < 0.0) rest.push_back(i);
@@ -113,14 +127,21 @@ SpendResult spend(const SpendProblem& problem, const std::vector<double>& scores
     const auto num_rest = static_cast<int32_t>(rest.size());
     if (num_rest > problem.num_random) result.tau = result.keys[rest[problem.num_random]];
     for (int32_t i = 0; i < std::min(problem.num_random, num_rest); ++i) {
-      const double flat_weight = std::log(static_cast<double>(num_rest) / std::min(problem.num_random, num_rest));
-      weight[rest[i]] = problem.flat ? flat_weight : std::max(0.0, result.tau - mixed[rest[i]]);
+      const double excess = mixed[rest[i]] - result.tau;
+      double& of_token = weight[rest[i]];
+      if (problem.draw == Draw::flat) {
+        of_token = std::log(static_cast<double>(num_rest) / std::min(problem.num_random, num_rest));
+      } else if (problem.draw == Draw::gumbel) {
+        of_token = -std::log(-std::expm1(-std::exp(std::min(excess, 700.0))));
+      } else {
+        of_token = std::max(0.0, -excess);
+      }
     }
   }
   for (int32_t i = 0; i < num_tokens; ++i) {
     if (weight[i] < 0.0) continue;
     result.token_ids.push_back(problem.first_token + i);
-    result.log_weight.push_back(weight[i]);
+    result.log_weight.push_back(std::max(0.0, weight[i]));
   }
   return result;
 }

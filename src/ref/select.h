@@ -35,10 +35,13 @@ double log_sum_exp(const double* values, int64_t count);  // [count] f64
 std::vector<double> group_scores(const std::vector<std::vector<double>>& scores,  // [num_queries][num_tokens] f64
                                  const std::vector<double>& log_sums);            // [num_queries] f64
 
+enum class Draw { priority, flat, systematic, gumbel };
+
 struct SpendProblem {
-  int32_t num_top = 0;      // taken by score alone
-  int32_t num_random = 0;   // taken by key among the others
-  bool flat = false;        // keys do not depend on scores; weights are ln(n / num_random)
+  int32_t num_top = 0;     // taken by score alone
+  int32_t num_random = 0;  // taken by chance among the others
+  Draw draw = Draw::priority;
+  double top_p = 0.0;       // > 0: the top part stops where it holds more than this share of sum exp(a)
   double floor = 0.0;       // a <- ln((1 - floor) exp(a) + floor / num_tokens) in the random part
   int32_t first_token = 0;  // id of scores[0]
   ListKey key;
@@ -47,7 +50,7 @@ struct SpendProblem {
 struct SpendResult {
   std::vector<int32_t> token_ids;  // [num_selected] i32; ascending
   std::vector<double> log_weight;  // [num_selected] f64; same order
-  std::vector<double> keys;        // [num_tokens] f64; a - ln u of every token, after the floor
+  std::vector<double> keys;        // [num_tokens] f64; random keys of every token, after the floor; empty without
   double top_cut = 0.0;            // smallest score taken by score; -inf if none
   double tau = 0.0;                // the first key that was not taken; -inf if all were
 };

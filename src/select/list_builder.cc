@@ -216,8 +216,9 @@ int32_t ListBuilder::finish(std::vector<ScanPart>& parts, int32_t* token_ids, fl
     ++passes_;
   }
   const int32_t num_sink = problem_.num_sink, first_local = source_->kv_len() - problem_.num_local;
-  const int32_t selected = std::min(problem_.rule.budget, problem_.rule.num_tokens);
-  while (!spend(problem_.rule, thresholds_, gather(parts), scratch_, token_ids + num_sink, log_weight + num_sink)) {
+  int32_t selected = kLowerThresholds;
+  while ((selected = spend(problem_.rule, thresholds_, gather(parts), scratch_, token_ids + num_sink,
+                           log_weight + num_sink)) == kLowerThresholds) {
     thresholds_.lower();
     scan_all(parts);
     ++passes_;

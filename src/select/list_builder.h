@@ -47,7 +47,7 @@ class ListBuilder {
   void begin();
   // Meanwhile the queue is worked off. `queue` may be null.
   void scan(ScanPart& part, FetchQueue* queue) const;
-  // Writes num_sink + min(budget, num_tokens) + num_local entries, ascending; returns how many.
+  // Writes at most num_sink + min(budget, num_tokens) + num_local entries, ascending; returns how many.
   int32_t finish(std::vector<ScanPart>& parts,
                  int32_t* token_ids,  // [max_selected] i32
                  float* log_weight);  // [max_selected] f32

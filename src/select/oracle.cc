@@ -40,7 +40,8 @@ class OracleSelector final : public Selector {
 }  // namespace
 
 Expected<std::shared_ptr<const Selector>> make_oracle_selector(const SelectorShape& shape, std::string_view options) {
-  if (!options.empty()) return Status::invalid_argument("selector: oracle takes no options, got '" + std::string(options) + "'");
+  if (!options.empty())
+    return Status::invalid_argument("selector: oracle takes no options, got '" + std::string(options) + "'");
   return std::make_shared<const OracleSelector>(shape);
 }
 

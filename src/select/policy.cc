@@ -24,7 +24,9 @@ Policy default_recipe() {
 constexpr struct {
   std::string_view text;
   Spend spend;
-} kSpends[] = {{"priority", Spend::priority}, {"topk", Spend::top_k}, {"half", Spend::half}, {"uniform", Spend::uniform}};
+} kSpends[] = {{"priority", Spend::priority}, {"topk", Spend::top_k},           {"half", Spend::half},
+               {"uniform", Spend::uniform},   {"topp", Spend::top_p},           {"systematic", Spend::systematic},
+               {"gumbel", Spend::gumbel},     {"vattention", Spend::vattention}};
 
 // The shortest text that parses back to the same number.
 std::string number_text(double value) {
@@ -129,7 +131,8 @@ Status apply(std::string_view key, std::string_view value, Policy& policy) {
     policy.index = value;
   } else if (key == "spend") {
     const auto found = std::find_if(std::begin(kSpends), std::end(kSpends), [&](const auto& s) { return s.text == value; });
-    if (found == std::end(kSpends)) return bad_value(key, "priority, topk, half or uniform", value);
+    if (found == std::end(kSpends))
+      return bad_value(key, "priority, topk, half, uniform, topp, systematic, gumbel or vattention", value);
     policy.spend = found->spend;
   } else if (key == "floor") {
     if (!parse_number(value, policy.floor) || policy.floor < 0.0 || policy.floor >= 1.0) {
@@ -137,13 +140,72 @@ Status apply(std::string_view key, std::string_view value, Policy& policy) {
     }
   } else if (key == "dense_layers") {
     return parse_dense_layers(value, policy);
-  } else if (key == "eps" || key == "delta" || key == "max") {
-    return Status::unsupported(
-        fmt::format("policy: {}= (a target for the error) is not offered by this version; give total=", key));
+  } else if (key == "p") {
+    if (!parse_number(value, policy.top_p) || policy.top_p <= 0.0 || policy.top_p >= 1.0) {
+      return bad_value(key, "a share of the estimated probability above 0 and below 1", value);
+    }
+  } else if (key == "eps") {
+    if (!parse_number(value, policy.eps) || policy.eps <= 0.0 || policy.eps >= 1.0) {
+      return bad_value(key, "a relative error above 0 and below 1", value);
+    }
+  } else if (key == "delta") {
+    if (!parse_number(value, policy.delta) || policy.delta < 1e-6 || policy.delta > 0.5) {
+      return bad_value(key, "a share of violations from 1e-6 to 0.5", value);
+    }
+  } else if (key == "max") {
+    RAREFY_ASSIGN_OR_RETURN(policy.max, parse_budget(key, value));
+  } else if (key == "certify") {
+    if (value != "estimated" && value != "bounded") return bad_value(key, "estimated or bounded", value);
+    policy.certify = value == "bounded" ? Certify::bounded : Certify::estimated;
   } else {
     return Status::invalid_argument(fmt::format(
-        "policy: unknown key '{}'; expected total, total@LAYERS, sink, local, index, spend, floor, min or dense_layers",
+        "policy: unknown key '{}'; expected total, total@LAYERS, sink, local, index, spend, floor, p, eps, delta, max, "
+        "certify, min or dense_layers",
         key));
+  }
+  return {};
+}
+
+// Keys that do not go together.
+Status check_keys(const Policy& policy, const std::set<std::string, std::less<>>& seen) {
+  const std::string spend(to_string(policy.spend));
+  if (policy.spend != Spend::top_p && seen.contains("p")) {
+    return Status::invalid_argument("policy: p= belongs to spend=topp, got spend=" + spend);
+  }
+  if (policy.eps == 0.0) {
+    for (const char* key : {"delta", "max", "certify"}) {
+      if (!seen.contains(key)) continue;
+      return Status::invalid_argument(
+          fmt::format("policy: {}= says how eps= is kept; add eps= or leave {}= out", key, key));
+    }
+    if (policy.spend == Spend::vattention) {
+      return Status::invalid_argument("policy: spend=vattention sizes its sample by eps= and delta=; add eps=");
+    }
+    return {};
+  }
+  if (policy.certify == Certify::bounded) {
+    if (policy.spend != Spend::top_k) {
+      return Status::invalid_argument(
+          "policy: certify=bounded bounds what a list leaves out; expected spend=topk, got spend=" + spend);
+    }
+    if (seen.contains("delta")) {
+      return Status::invalid_argument("policy: certify=bounded allows no violation; leave delta= out");
+    }
+  } else if (!is_sampled(policy.spend)) {
+    return Status::invalid_argument("policy: eps= needs a certificate, and spend=" + spend +
+                                    " draws nothing that could give one; use spend=priority, or certify=bounded with "
+                                    "spend=topk");
+  }
+  const auto too_large = [&](const Budget& total) {
+    return total.is_fraction == policy.max.is_fraction && total.value > policy.max.value;
+  };
+  bool refused = too_large(policy.total);
+  for (const LayerOverride& special : policy.overrides) refused = refused || (!special.dense && too_large(special.total));
+  if (refused) {
+    return Status::invalid_argument(
+        fmt::format("policy: max={} is the cap of a list under eps=, and a total starts above it; "
+                    "raise max= or lower the total",
+                    budget_text(policy.max)));
   }
   return {};
 }
@@ -161,6 +223,8 @@ std::string_view to_string(Spend spend) {
   }
   return "unknown";
 }
+
+bool is_sampled(Spend spend) { return spend != Spend::top_k && spend != Spend::top_p; }
 
 int32_t Budget::tokens(int32_t kv_len) const {
   const double tokens = is_fraction ? value * kv_len : value;
@@ -202,6 +266,7 @@ Expected<Policy> Policy::parse(std::string_view text) {
         "policy: expected a budget (total=0.02 or total=400), a sparsity such as 50x, or dense; got '" + std::string(text) +
         "'");
   }
+  RAREFY_RETURN_IF_ERROR(check_keys(policy, seen));
   // The order in which to_string() writes them; dense layers win over totals whatever the order.
   std::stable_partition(policy.overrides.begin(), policy.overrides.end(), [](const LayerOverride& o) { return o.dense; });
   return policy;
@@ -211,7 +276,13 @@ std::string Policy::to_string() const {
   if (dense) return "dense";
   std::string text = fmt::format("total={} sink={} local={} index={} spend={}", budget_text(total), sink, local, index,
                                  rarefy::to_string(spend));
+  if (spend == Spend::top_p) text += " p=" + number_text(top_p);
   if (floor > 0.0) text += " floor=" + number_text(floor);
+  if (eps > 0.0) {
+    text += " eps=" + number_text(eps);
+    text += certify == Certify::bounded ? std::string(" certify=bounded") : " delta=" + number_text(delta);
+    text += " max=" + budget_text(max);
+  }
   text += fmt::format(" min={}", min_kv_len);
   std::string dense_layers, totals;
   for (const LayerOverride& special : overrides) {
@@ -251,6 +322,11 @@ bool Policy::layer_is_dense(int32_t layer, int32_t kv_len) const {
 int32_t Policy::total_tokens(int32_t layer, int32_t kv_len) const {
   const LayerOverride* special = find_override(*this, layer);
   return (special != nullptr ? special->total : total).tokens(kv_len);
+}
+
+int32_t Policy::max_tokens(int32_t layer, int32_t kv_len) const {
+  const int32_t total_of_layer = total_tokens(layer, kv_len);
+  return eps > 0.0 ? std::max(total_of_layer, max.tokens(kv_len)) : total_of_layer;
 }
 
 Status Policy::check(int32_t num_layers) const {

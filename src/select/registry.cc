@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "select/builtin_selectors.h"
+#include "select/two_level.h"
 
 namespace rarefy {
 namespace {
@@ -14,6 +15,12 @@ struct Entry {
   SelectorFactory factory;
 };
 
+SelectorFactory product_code_factory(std::string_view name) {
+  return [name = std::string(name)](const SelectorShape& shape, std::string_view options) {
+    return make_product_code_selector(shape, name, options);
+  };
+}
+
 class Registry {
  public:
   Registry() {
@@ -22,11 +29,18 @@ class Registry {
       entries_.emplace(name, Entry{std::move(info), std::move(factory)});
     };
     add({"oracle", "", "exact scores from the cached keys; reads all of them"}, make_oracle_selector);
-    add({"quest16", "bf16 (default), int8", "element-wise bounds of 16 keys"}, make_quest_selector);
-    add({"sign", "", "one sign per rotated dimension, one scale per token"}, make_sign_selector);
+    add({"quest16", "bf16 (default), int8, int4; bound", "element-wise bounds of 16 keys"}, make_quest16_selector);
+    add({"quest32", "bf16 (default), int8, int4; bound", "element-wise bounds of 32 keys"}, make_quest32_selector);
+    add({"ds16", "4bit (default), 2bit; channels=PATH", "16 channels of each key"}, make_ds16_selector);
+    add({"ds32", "4bit (default), 2bit; channels=PATH", "32 channels of each key"}, make_ds32_selector);
+    for (const char* name : {"pq16x4", "pq8x8", "pq4x8", "pq2x6"}) {
+      add({name, "", "nearest of 2^B centroids for each of M pieces of a key; any pqMxB with B from 4 to 8"},
+          product_code_factory(name));
+    }
+    add({"sign", "bound", "one sign per rotated dimension, one scale per token"}, make_sign_selector);
     add({"sign64", "", "signs of the difference to the mean of 64 keys, one scale per token; the default"},
         make_centred_sign_selector);
-    add({"q2", "", "2-bit code per rotated dimension, one scale per token"}, make_q2_selector);
+    add({"q2", "bound", "2-bit code per rotated dimension, one scale per token"}, make_q2_selector);
   }
 
   Status add(SelectorInfo info, SelectorFactory factory) {
@@ -49,6 +63,7 @@ class Registry {
     const std::lock_guard lock(mutex_);
     const auto found = entries_.find(name);
     if (found != entries_.end()) return found->second.factory;
+    if (is_product_code_name(name)) return product_code_factory(name);
     std::string known;
     for (const auto& [key, entry] : entries_) known += (known.empty() ? "" : ", ") + key;
     return Status::not_found("selector: there is no '" + std::string(name) + "'; available: " + known);
@@ -91,10 +106,23 @@ Status register_selector(SelectorInfo info, SelectorFactory factory) {
 
 std::vector<SelectorInfo> list_selectors() { return registry().list(); }
 
-Status check_selector_names(std::string_view text) { return registry().find(text.substr(0, text.find(':'))).status(); }
+std::vector<SelectorInfo> list_selector_combinations() {
+  return {{"COARSE+FINE", "@SHARE (default 0.25)",
+           "page scores for all tokens, token codes in the best SHARE of the pages; like quest32:int4+sign"},
+          {"hard:COARSE+FINE", "@SHARE (default 0.25)", "the same, and tokens elsewhere are not chosen: biased"}};
+}
+
+Status check_selector_names(std::string_view text) {
+  const auto check = [](std::string_view one) { return registry().find(one.substr(0, one.find(':'))).status(); };
+  if (!is_two_level_text(text)) return check(text);
+  const TwoLevelText parts = split_two_level_text(text);
+  RAREFY_RETURN_IF_ERROR(check(parts.coarse));
+  return check(parts.fine);
+}
 
 Expected<std::shared_ptr<const Selector>> make_selector(std::string_view text, const SelectorShape& shape) {
   RAREFY_RETURN_IF_ERROR(check_shape(shape));
+  if (is_two_level_text(text)) return make_two_level_selector(shape, text);
   const size_t colon = text.find(':');
   const std::string_view name = text.substr(0, colon);
   const std::string_view options = colon == std::string_view::npos ? std::string_view() : text.substr(colon + 1);

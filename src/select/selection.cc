@@ -202,7 +202,20 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
   budget.sink = std::clamp(budget.sink, 0, kv_len);
   budget.local = std::clamp(budget.local, 0, kv_len - budget.sink);
   const int32_t num_free = kv_len - budget.sink - budget.local;
-  const int32_t list_tokens = budget.sink + budget.local + std::min(budget.selected, num_free);
+  // Tokens by score and chance of each list to be made.
+  std::vector<int32_t> selected(static_cast<size_t>(shape_.num_kv_heads), budget.selected);  // [num_kv_heads] i32
+  std::vector<int32_t> todo;                                                                 // [lists to make] i32
+  int32_t list_tokens = 0;
+  for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+    int32_t& tokens = selected[static_cast<size_t>(kv_head)];
+    if (step.list_tokens != nullptr) {
+      if (step.list_tokens[kv_head] <= 0) continue;
+      tokens = std::max(1, step.list_tokens[kv_head] - budget.sink - budget.local);
+    }
+    todo.push_back(kv_head);
+    list_tokens = std::max(list_tokens, budget.sink + budget.local + std::min(tokens, num_free));
+  }
+  const auto num_todo = static_cast<int32_t>(todo.size());
   if (set.batch() < 1 || set.num_lists() != shape_.num_kv_heads || set.max_selected() < list_tokens) {
     return Status::invalid_argument("selection: expected an index set with " + std::to_string(shape_.num_kv_heads) +
                                     " lists of at least " + std::to_string(list_tokens) + " tokens, got " +
@@ -228,8 +241,11 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
     problem.group = shape_.group;
     problem.num_sink = budget.sink;
     problem.num_local = budget.local;
-    problem.rule = {policy_.spend, budget.selected, num_free, policy_.floor,
-                    make_list_key(step.seed, RngPurpose::select, step.layer, kv_head, step.position)};
+    problem.rule = {policy_.spend, selected[static_cast<size_t>(kv_head)], num_free, policy_.floor,
+                    make_list_key(step.seed, step.draw, step.layer, kv_head, step.position)};
+    problem.rule.first_token = budget.sink;
+    problem.rule.num_heavy = (budget.selected + 1) / 2;
+    problem.rule.top_p = policy_.top_p;
     problem.q = scaled_q_.data() + int64_t{kv_head} * shape_.group * shape_.head_dim;
     lists_[kv_head].set(problem, BlockSource(sequence, index_, block_tokens, head(sequence, step.layer, kv_head)));
   };
@@ -239,14 +255,19 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
   const PagedKvView view = sequence.view(step.layer);
   // Scanning an index is arithmetic more than memory: meanwhile the rows of the previous list, which attention will read, and
   // the sample of the next list come in.
-  const auto build_lists = [&](int32_t first, int32_t end, FetchQueue& queue) {
-    if (first < end) set_problem(first);
-    for (int32_t kv_head = first; kv_head < end; ++kv_head) {
+  const auto build_lists = [&](int32_t first, int32_t end, FetchQueue& queue) {  // of `todo`
+    if (first < end) set_problem(todo[static_cast<size_t>(first)]);
+    for (int32_t i = first; i < end; ++i) {
+      const int32_t kv_head = todo[static_cast<size_t>(i)];
       queue.clear();
-      if (kv_head > first) add_rows(view, kv_head - 1, set.token_ids(0, kv_head - 1), set.count(0, kv_head - 1), queue);
-      if (kv_head + 1 < end) {
-        set_problem(kv_head + 1);
-        lists_[kv_head + 1].add_sample(queue);
+      if (i > first) {
+        const int32_t previous = todo[static_cast<size_t>(i - 1)];
+        add_rows(view, previous, set.token_ids(0, previous), set.count(0, previous), queue);
+      }
+      if (i + 1 < end) {
+        const int32_t next = todo[static_cast<size_t>(i + 1)];
+        set_problem(next);
+        lists_[next].add_sample(queue);
       }
       lists_[kv_head].begin();
       lists_[kv_head].scan(parts_[kv_head][0], &queue);
@@ -258,26 +279,26 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
   {
     if (num_parts == 1) {
       const int32_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      build_lists(shape_.num_kv_heads * thread / threads, shape_.num_kv_heads * (thread + 1) / threads,
-                  queues_[static_cast<size_t>(thread)]);
+      build_lists(num_todo * thread / threads, num_todo * (thread + 1) / threads, queues_[static_cast<size_t>(thread)]);
     } else {
 #pragma omp for schedule(dynamic)
-      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
-        set_problem(kv_head);
-        lists_[kv_head].begin();
+      for (int32_t i = 0; i < num_todo; ++i) {
+        set_problem(todo[static_cast<size_t>(i)]);
+        lists_[todo[static_cast<size_t>(i)]].begin();
       }
 #pragma omp for schedule(dynamic)
-      for (int32_t task = 0; task < shape_.num_kv_heads * num_parts; ++task) {
-        lists_[task / num_parts].scan(parts_[task / num_parts][task % num_parts], nullptr);
+      for (int32_t task = 0; task < num_todo * num_parts; ++task) {
+        const int32_t kv_head = todo[static_cast<size_t>(task / num_parts)];
+        lists_[kv_head].scan(parts_[kv_head][task % num_parts], nullptr);
       }
 #pragma omp for schedule(dynamic)
-      for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) finish(kv_head);
+      for (int32_t i = 0; i < num_todo; ++i) finish(todo[static_cast<size_t>(i)]);
     }
   }
 
   cost = {};
   double bytes = 0.0;
-  for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+  for (const int32_t kv_head : todo) {
     cost.tokens_selected += set.count(0, kv_head);
     cost.tokens_cached += kv_len;
     bytes += selector_->bytes_per_token() * num_blocks * block_tokens * lists_[kv_head].passes();

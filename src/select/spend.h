@@ -4,6 +4,12 @@
 //   top_k     the `budget` largest a_i; weights 0
 //   half      (budget + 1) / 2 as top_k, the rest by priority among the remaining tokens
 //   uniform   (budget + 1) / 2 as top_k; b = the rest, with the b smallest u among the n remaining tokens; log_weight ln(n / b)
+//   top_p     the largest a_i until they hold more than p of sum exp(a_i), the one that crosses included; at most `budget`
+//   systematic  (budget + 1) / 2 as top_k; b = the rest; of all n tokens numbers floor((r + j n) / b), j = 0 .. b - 1, r uniform in
+//             0 .. n - 1, but for those that top_k took: log_weight ln(n / b). Fewer than `budget` tokens, by the hits left out
+//   gumbel    key_i = a_i - ln(-ln(1 - u_i)); the `budget` largest keys; kappa is the next one;
+//             log_weight_i = -ln(1 - exp(-exp(a_i - kappa)))
+//   vattention  num_heavy as top_k, the rest as in uniform
 //
 // Ties go to the lower token id. A budget that covers every token takes them all with weight 0.
 //
@@ -27,9 +33,13 @@ struct SpendRule {
   int32_t num_tokens = 0;  // to take them from
   double floor = 0.0;      // Policy::floor, m: a <- ln((1 - m) exp(a) + m / num_tokens) in the random part
   ListKey key;
+  int32_t first_token = 0;  // id of the first of them; they are consecutive
+  int32_t num_heavy = 0;    // vattention only
+  double top_p = 0.0;       // top_p only
 
   int32_t num_top() const;     // taken by score alone
-  int32_t num_random() const;  // taken by random keys
+  int32_t num_random() const;  // the others
+  bool draws_keys() const;     // whether random keys pick these
 };
 
 // A token whose random key is at most `key` and whose score is at most `score` may be missing among the candidates.
@@ -57,9 +67,11 @@ struct SpendScratch {
   std::vector<int32_t> ids;               // [count, padded] i32
 };
 
-// Fills min(budget, num_tokens) entries in ascending order and returns true, or returns false if lower thresholds are needed.
-bool spend(const SpendRule& rule, const SpendThresholds& thresholds, const Candidates& candidates, SpendScratch& scratch,
-           int32_t* token_ids,  // [budget] i32
-           float* log_weight);  // [budget] f32
+inline constexpr int32_t kLowerThresholds = -1;
+
+// Fills at most min(budget, num_tokens) entries in ascending order and returns how many, or kLowerThresholds.
+int32_t spend(const SpendRule& rule, const SpendThresholds& thresholds, const Candidates& candidates, SpendScratch& scratch,
+              int32_t* token_ids,  // [budget] i32
+              float* log_weight);  // [budget] f32
 
 }  // namespace rarefy

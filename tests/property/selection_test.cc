@@ -102,8 +102,8 @@ struct Lists {
   bool operator==(const Lists&) const = default;
 };
 
-Lists select(Selection& selection, const KvSequence& sequence, const Fixture& fixture, const std::vector<float>& q, int32_t layer,
-             int64_t position, SelectionCost* cost_out = nullptr) {
+Lists select(Selection& selection, const KvSequence& sequence, const Fixture& fixture, const std::vector<float>& q,
+             int32_t layer, int64_t position, SelectionCost* cost_out = nullptr) {
   IndexSet set;
   set.resize(1, fixture.shape.num_kv_heads, 4096);
   SelectionStep step;
@@ -138,7 +138,8 @@ std::pair<KvSequence, KvSequence> interleaved(const Fixture& fixture, const Toke
 }
 
 // What list_builder.h documents, in double: max(ln Z, M - 1) per query head.
-std::vector<double> documented_log_sums(const std::vector<std::vector<double>>& scores, int32_t block_tokens, int32_t sink, int32_t local) {
+std::vector<double> documented_log_sums(const std::vector<std::vector<double>>& scores, int32_t block_tokens, int32_t sink,
+                                        int32_t local) {
   const auto kv_len = static_cast<int32_t>(scores[0].size());
   const int32_t num_blocks = (kv_len + block_tokens - 1) / block_tokens;
   const int32_t middle = std::max(1, (sink + block_tokens - 1) / block_tokens);
@@ -166,7 +167,7 @@ TEST(SelectionLists, MatchTheReferenceForEverySelectorAndRule) {
   const auto [sequence, other] = interleaved(fixture, tokens, kTokens);
   const auto q = fixture.queries(2.5f, kSeed + 1);
   for (const std::string& name : kSelectors) {
-    for (Spend spend_rule : {Spend::priority, Spend::top_k, Spend::half, Spend::uniform}) {
+    for (Spend spend_rule : {Spend::priority, Spend::top_k, Spend::half, Spend::uniform, Spend::gumbel}) {
       SCOPED_TRACE(name + " " + std::string(to_string(spend_rule)));
       const Policy policy = policy_of(name, spend_rule, 200);
       Selection selection = fixture.selection(policy);
@@ -180,9 +181,9 @@ TEST(SelectionLists, MatchTheReferenceForEverySelectorAndRule) {
       EXPECT_GE(cost.index_bytes, static_cast<int64_t>(2 * kTokens * selection.selector().bytes_per_token()));
 
       const Selector& selector = selection.selector();
-      const int32_t index = selector.block_bytes() > 0
-                                ? *fixture.cache->add_index(selector.name(), selector.block_tokens(), selector.block_bytes())
-                                : -1;
+      const int32_t index = selector.block_bytes() > 0 ? *fixture.cache->add_index(selector.name(), selector.block_tokens(),
+                                                                                   selector.block_bytes())
+                                                       : -1;
       for (int32_t head = 0; head < 2; ++head) {
         const BlockSource source(sequence, index, selector.block_tokens(), {1, head});
         std::vector<float> scaled(q.begin() + head * 4 * 64, q.begin() + (head + 1) * 4 * 64);
@@ -201,11 +202,14 @@ TEST(SelectionLists, MatchTheReferenceForEverySelectorAndRule) {
         auto a = ref::group_scores(scores, log_sums);
         a = {a.begin() + budget.sink, a.end() - budget.local};
         const int32_t num_free = kTokens - budget.sink - budget.local;
-        SpendRule rule{spend_rule, budget.selected, num_free, 0.0, make_list_key(5, RngPurpose::select, 1, head, kTokens - 1)};
+        SpendRule rule{spend_rule, budget.selected, num_free, 0.0,
+                       make_list_key(5, RngPurpose::select, 1, head, kTokens - 1)};
         ref::SpendProblem problem;
         problem.num_top = rule.num_top();
         problem.num_random = rule.num_random();
-        problem.flat = spend_rule == Spend::uniform;
+        problem.draw = spend_rule == Spend::uniform  ? ref::Draw::flat
+                       : spend_rule == Spend::gumbel ? ref::Draw::gumbel
+                                                     : ref::Draw::priority;
         problem.first_token = budget.sink;
         problem.key = rule.key;
         const auto expected = ref::spend(problem, a);
@@ -213,21 +217,24 @@ TEST(SelectionLists, MatchTheReferenceForEverySelectorAndRule) {
         const auto& ids = lists.token_ids[head];
         ASSERT_EQ(static_cast<int32_t>(ids.size()), budget.total);
         for (int32_t i = 0; i < budget.sink; ++i) EXPECT_EQ(ids[i], i);
-        for (int32_t i = 0; i < budget.local; ++i) EXPECT_EQ(ids[budget.total - budget.local + i], kTokens - budget.local + i);
+        for (int32_t i = 0; i < budget.local; ++i)
+          EXPECT_EQ(ids[budget.total - budget.local + i], kTokens - budget.local + i);
         const std::vector<int32_t> selected(ids.begin() + budget.sink, ids.end() - budget.local);
         std::vector<int32_t> difference;
-        std::set_symmetric_difference(selected.begin(), selected.end(), expected.token_ids.begin(), expected.token_ids.end(),
-                                      std::back_inserter(difference));
+        std::set_symmetric_difference(selected.begin(), selected.end(), expected.token_ids.begin(),
+                                      expected.token_ids.end(), std::back_inserter(difference));
         // L_h in f32 (2e-5) moves a and tau alike within one head, and heads against each other; keys add 1e-5.
         const double bound = 1e-4;
         for (int32_t token : difference) {
           const int32_t i = token - budget.sink;
-          EXPECT_TRUE(std::abs(expected.keys[i] - expected.tau) < bound || std::abs(a[i] - expected.top_cut) < bound) << token;
+          EXPECT_TRUE(std::abs(expected.keys[i] - expected.tau) < bound || std::abs(a[i] - expected.top_cut) < bound)
+              << token;
         }
         for (size_t i = 0; i < selected.size(); ++i) {
           const auto found = std::lower_bound(expected.token_ids.begin(), expected.token_ids.end(), selected[i]);
           if (found == expected.token_ids.end() || *found != selected[i]) continue;
-          EXPECT_NEAR(lists.log_weight[head][budget.sink + i], expected.log_weight[found - expected.token_ids.begin()], bound);
+          EXPECT_NEAR(lists.log_weight[head][budget.sink + i], expected.log_weight[found - expected.token_ids.begin()],
+                      bound);
         }
       }
     }
@@ -354,8 +361,8 @@ TEST(SelectionLists, OneLargeHeadDoesNotTakeTheWholeBudget) {
 }
 
 // Root mean square error of the attention output, averaged over heads, against exact attention.
-double output_error(const Fixture& fixture, const KvSequence& sequence, const Tokens& tokens, const std::string& name, Spend spend_rule,
-                    const std::vector<float>& q, int32_t num_draws) {
+double output_error(const Fixture& fixture, const KvSequence& sequence, const Tokens& tokens, const std::string& name,
+                    Spend spend_rule, const std::vector<float>& q, int32_t num_draws) {
   Selection selection = fixture.selection(policy_of(name, spend_rule, 0.02));
   auto& mutable_sequence = const_cast<KvSequence&>(sequence);
   EXPECT_TRUE(selection.update_index(mutable_sequence, 0).ok());
@@ -369,10 +376,12 @@ double output_error(const Fixture& fixture, const KvSequence& sequence, const To
     std::vector<double> out(64, 0.0);
     for (int32_t token = 0; token < kv_len; ++token) {
       double s = 0.0;
-      for (int32_t dim = 0; dim < 64; ++dim) s += double{q[query * 64 + dim]} * tokens.keys[(int64_t{token} * heads + head) * 64 + dim];
+      for (int32_t dim = 0; dim < 64; ++dim)
+        s += double{q[query * 64 + dim]} * tokens.keys[(int64_t{token} * heads + head) * 64 + dim];
       p[token] = std::exp(s * fixture.scale());
       sum += p[token];
-      for (int32_t dim = 0; dim < 64; ++dim) out[dim] += p[token] * tokens.values[(int64_t{token} * heads + head) * 64 + dim];
+      for (int32_t dim = 0; dim < 64; ++dim)
+        out[dim] += p[token] * tokens.values[(int64_t{token} * heads + head) * 64 + dim];
     }
     for (double& value : p) value /= sum;
     for (double& value : out) value /= sum;
@@ -390,7 +399,8 @@ double output_error(const Fixture& fixture, const KvSequence& sequence, const To
         const int32_t token = lists.token_ids[head][i];
         const double weight = mass[query][token] * std::exp(double{lists.log_weight[head][i]});
         denominator += weight;
-        for (int32_t dim = 0; dim < 64; ++dim) out[dim] += weight * tokens.values[(int64_t{token} * heads + head) * 64 + dim];
+        for (int32_t dim = 0; dim < 64; ++dim)
+          out[dim] += weight * tokens.values[(int64_t{token} * heads + head) * 64 + dim];
       }
       for (int32_t dim = 0; dim < 64; ++dim) {
         const double error = out[dim] / denominator - exact_out[query][dim];
@@ -415,8 +425,8 @@ TEST(SelectionQuality, PriorityBeatsAUniformTailWithEverySelector) {
     const double priority = output_error(fixture, sequence, tokens, name, Spend::priority, q, kDraws);
     const double uniform = output_error(fixture, sequence, tokens, name, Spend::uniform, q, kDraws);
     const double top_k = output_error(fixture, sequence, tokens, name, Spend::top_k, q, 1);
-    std::printf("%-13s output error: priority %.3f, uniform tail %.3f, top-k %.3f; priority / uniform %.2f\n", name.c_str(), priority,
-                uniform, top_k, priority / uniform);
+    std::printf("%-13s output error: priority %.3f, uniform tail %.3f, top-k %.3f; priority / uniform %.2f\n", name.c_str(),
+                priority, uniform, top_k, priority / uniform);
     EXPECT_LE(priority, (name == "oracle" ? 0.5 : 0.75) * uniform) << name;
   }
 }
@@ -429,7 +439,8 @@ TEST(SelectionErrors, SayWhatWasExpected) {
   other.num_kv_heads = 3;
   EXPECT_EQ(Selection::make(policy, selector, other, *fixture.cache).status().code(), StatusCode::invalid_argument);
   EXPECT_EQ(Selection::make(policy, nullptr, fixture.shape, *fixture.cache).status().code(), StatusCode::invalid_argument);
-  EXPECT_EQ(Selection::make(Policy(), selector, fixture.shape, *fixture.cache).status().code(), StatusCode::invalid_argument);
+  EXPECT_EQ(Selection::make(Policy(), selector, fixture.shape, *fixture.cache).status().code(),
+            StatusCode::invalid_argument);
 
   KvCacheConfig config = fixture.cache->config();
   config.page_size = 8;

@@ -88,10 +88,38 @@ TEST(Policy, ResolvedTextParsesBack) {
   }
 }
 
+TEST(Policy, PromisesAnErrorUpToACap) {
+  const Policy policy = parse("total=0.02 index=q2 spend=priority eps=0.1 delta=0.1 max=0.1");
+  EXPECT_DOUBLE_EQ(policy.eps, 0.1);
+  EXPECT_DOUBLE_EQ(policy.delta, 0.1);
+  EXPECT_EQ(policy.max_tokens(0, 10000), 1000);
+  EXPECT_EQ(policy.total_tokens(0, 10000), 200);
+  EXPECT_EQ(parse("50x").max_tokens(0, 10000), 200) << "nothing is enlarged without eps";
+  EXPECT_EQ(parse("total=400 eps=0.1 max=0.02").max_tokens(0, 10000), 400) << "the cap is never below the total";
+  for (const char* text :
+       {"total=0.02 spend=priority eps=0.1 delta=0.1 max=4000", "50x spend=topk eps=0.2 certify=bounded",
+        "50x spend=topp p=0.75", "50x spend=vattention eps=0.1", "50x spend=gumbel eps=0.1", "50x spend=systematic"}) {
+    EXPECT_EQ(parse(text), parse(parse(text).to_string())) << parse(text).to_string();
+  }
+}
+
 TEST(Policy, RefusesNonsenseAndSaysWhatItExpected) {
-  EXPECT_NE(refusal("spend=greedy total=1%").find("priority, topk, half or uniform"), std::string::npos);
+  EXPECT_NE(refusal("spend=greedy total=1%").find("priority, topk, half, uniform, topp"), std::string::npos);
   EXPECT_NE(refusal("sparsity=50").find("unknown key 'sparsity'"), std::string::npos);
-  EXPECT_NE(refusal("50x eps=0.1").find("not offered"), std::string::npos);
+  EXPECT_NE(refusal("50x eps=1").find("relative error"), std::string::npos);
+  EXPECT_NE(refusal("50x eps=0.1 delta=0").find("share of violations"), std::string::npos);
+  EXPECT_NE(refusal("50x delta=0.1").find("add eps="), std::string::npos);
+  EXPECT_NE(refusal("50x max=0.1").find("add eps="), std::string::npos);
+  EXPECT_NE(refusal("50x spend=topk eps=0.1").find("draws nothing"), std::string::npos);
+  EXPECT_NE(refusal("50x spend=topp eps=0.1").find("draws nothing"), std::string::npos);
+  EXPECT_NE(refusal("50x spend=vattention").find("add eps="), std::string::npos);
+  EXPECT_NE(refusal("50x eps=0.1 certify=bounded").find("spend=topk"), std::string::npos);
+  EXPECT_NE(refusal("50x eps=0.1 spend=topk certify=bounded delta=0.1").find("no violation"), std::string::npos);
+  EXPECT_NE(refusal("50x eps=0.1 certify=maybe").find("estimated or bounded"), std::string::npos);
+  EXPECT_NE(refusal("total=0.2 eps=0.1 max=0.1").find("starts above it"), std::string::npos);
+  EXPECT_NE(refusal("total=0.02 total@3=0.2 eps=0.1 max=0.1").find("starts above it"), std::string::npos);
+  EXPECT_NE(refusal("50x p=0.9").find("spend=topp"), std::string::npos);
+  EXPECT_NE(refusal("50x spend=topp p=1").find("below 1"), std::string::npos);
   EXPECT_NE(refusal("50x total=0.1").find("given twice"), std::string::npos);
   EXPECT_NE(refusal("index=sign").find("expected a budget"), std::string::npos);
   for (const char* text : {"",

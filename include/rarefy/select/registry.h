@@ -24,6 +24,8 @@ struct SelectorInfo {
 
 Status register_selector(SelectorInfo info, SelectorFactory factory);
 std::vector<SelectorInfo> list_selectors();
+// Ways to make one selector of two, by the form of their text.
+std::vector<SelectorInfo> list_selector_combinations();
 
 // Refuses a policy's index= value that names a selector which does not exist, without making it.
 Status check_selector_names(std::string_view text);

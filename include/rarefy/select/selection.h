@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "rarefy/attention/index_set.h"
+#include "rarefy/core/rng.h"
 #include "rarefy/kv/kv_cache.h"
 #include "rarefy/select/policy.h"
 #include "rarefy/select/selector.h"
@@ -23,6 +24,11 @@ struct SelectionStep {
   uint64_t seed = 0;
   int64_t position = 0;      // of the query token
   const float* q = nullptr;  // [num_q_heads, head_dim] f32; after RoPE, unscaled
+  // Instead of what the policy says, tokens of each list: 0 leaves the list as it is. Sink, local and (vattention) heavy tokens
+  // stay those of the policy's total.
+  const int32_t* list_tokens = nullptr;  // [num_kv_heads] i32; nullable
+  // Random numbers are independent between draws. Within a draw more tokens extend the same sample (priority, gumbel, uniform).
+  RngPurpose draw = RngPurpose::select;  // or tail
 };
 
 // What the step read, for bytes_ratio and reports.

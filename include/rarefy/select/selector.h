@@ -46,8 +46,8 @@ struct BlockKeys {
   const float* keys = nullptr;  // [num_tokens, head_dim] f32; row-major
   int32_t num_tokens = 0;       // tokens in the block so far, 1 .. block_tokens
   int32_t first_new = 0;        // tokens before this one were passed by an earlier call with the same entry
-  const float* values =
-      nullptr;  // [num_tokens, head_dim] f32; the same rows are valid as of `keys`; null unless reads_values()
+  // `values` [num_tokens, head_dim] f32; rows are valid where those of `keys` are; null unless reads_values()
+  const float* values = nullptr;
 };
 
 // Some blocks of one KV head, ready to be scored.
@@ -56,11 +56,11 @@ struct ScoreBlocks {
   int32_t num_blocks = 0;
   int32_t num_ahead = 0;  // more pointers behind the last block, to what is scored next: prefetch them or ignore them
   const std::byte* const* entries = nullptr;  // [num_blocks + num_ahead] pointers to [block_bytes] bytes
-  const void* const* keys =
-      nullptr;  // [num_blocks + num_ahead] pointers to [block_tokens, head_dim] kv_dtype; rows key_token_stride elements apart
+  // `keys` [num_blocks + num_ahead] pointers to [block_tokens, head_dim] kv_dtype; rows key_token_stride elements apart
+  const void* const* keys = nullptr;
   int64_t key_token_stride = 0;
-  const float* survey =
-      nullptr;  // [num_blocks, survey_stride] f32; the first survey_values() of a row are its block's; null without
+  // `survey` [num_blocks, survey_stride] f32; a row begins with the survey_values() of its block; null without a survey
+  const float* survey = nullptr;
   int64_t survey_stride = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/select/nibble_scores.cc"
@@ -276,6 +277,15 @@ RAREFY_VNNI_ATTR void score_tile(const NibbleTables& queries, int32_t first_quer
   }
 #pragma GCC unroll 16
   for (int32_t block = 0; block < kBlocks; ++block) {
+    if (!queries.has_scales) {
+#pragma GCC unroll 16
+      for (int32_t query = 0; query < kQueries; ++query) {
+        const hn::Vec<decltype(df)> sum{_mm512_cvtepi32_ps(sums[query * kBlocks + block])};
+        const auto offset = hn::Set(df, queries.offsets[first_query + query]);
+        output.store(df, hn::MulAdd(sum, hn::Set(df, queries.steps[first_query + query]), offset), query, block, 0);
+      }
+      continue;
+    }
     const auto scale = load_scales(df, entries[block] + half_bytes, 0);
 #pragma GCC unroll 16
     for (int32_t query = 0; query < kQueries; ++query) {
@@ -316,6 +326,19 @@ void sum_run(const uint8_t* tables, int32_t num_lanes, const std::byte* const* e
   }
 }
 
+// scores = step * (sum - middle) + offset
+void offset_run(const uint16_t* sums,  // [num_blocks, 16] u16
+                int32_t num_blocks, float step, int32_t middle, float offset, const ScoreOutput& output) {
+  const hn::CappedTag<float, kNibbleBlockTokens> df;
+  const hn::Rebind<int32_t, decltype(df)> di;
+  const hn::Rebind<uint16_t, decltype(df)> d16;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  for (int32_t at = 0; at < num_blocks * kNibbleBlockTokens; at += lanes) {
+    const auto sum = hn::Sub(hn::PromoteTo(di, hn::LoadU(d16, sums + at)), hn::Set(di, middle));
+    output.store(df, hn::MulAdd(hn::ConvertTo(df, sum), hn::Set(df, step), hn::Set(df, offset)), 0, 0, at);
+  }
+}
+
 // scores = scale * (step * (sum - offset)), with the scales behind the codes of each block.
 void scale_run(const uint16_t* sums,  // [num_blocks, 16] u16
                const std::byte* const* entries, int32_t num_blocks, int64_t codes_bytes, float step, int32_t offset,
@@ -343,9 +366,15 @@ void score_run(const NibbleTables& queries, int32_t first_query, const std::byte
   constexpr int64_t kQueryStride = kRunBlocks * kNibbleBlockTokens;
   const uint8_t* tables = queries.tables + first_query * nibble_table_bytes(queries.num_lanes);
   sum_run<kQueries>(tables, queries.num_lanes, entries, num_blocks, prefetcher, sums, kQueryStride);
+  const int32_t middle = kNibbleTableMiddle * 2 * queries.num_lanes;
   for (int32_t query = 0; query < kQueries; ++query) {
+    if (!queries.has_scales) {
+      offset_run(sums + query * kQueryStride, num_blocks, queries.steps[first_query + query], middle,
+                 queries.offsets[first_query + query], output.from(query, 0));
+      continue;
+    }
     scale_run(sums + query * kQueryStride, entries, num_blocks, int64_t{queries.num_lanes} * kNibbleLaneBytes,
-              queries.steps[first_query + query], kNibbleTableMiddle * 2 * queries.num_lanes, output.from(query, 0));
+              queries.steps[first_query + query], middle, output.from(query, 0));
   }
 }
 
@@ -353,7 +382,7 @@ void score_run(const NibbleTables& queries, int32_t first_query, const std::byte
 
 void nibble_scores_simd(const NibbleTables& queries, const NibbleBlocks& blocks, float* scores, int64_t score_stride) {
   const ScoreOutput output{scores, score_stride};
-  const int64_t block_bytes = nibble_block_bytes(queries.num_lanes);
+  const int64_t block_bytes = nibble_block_bytes(queries.num_lanes, queries.has_scales);
   for (int32_t first = 0; first < blocks.num_blocks; first += kRunBlocks) {
     const int32_t count = std::min(kRunBlocks, blocks.num_blocks - first);
     const std::byte* const* entries = blocks.entries + first;
@@ -419,6 +448,39 @@ HWY_EXPORT(make_nibble_table_simd);
 float make_nibble_table(const float* q, int32_t head_dim, int32_t dims_per_group, const float* coefficients,
                         int32_t num_lanes, uint8_t* table) {
   return HWY_DYNAMIC_DISPATCH(make_nibble_table_simd)(q, head_dim, dims_per_group, coefficients, num_lanes, table);
+}
+
+// Once per query and step: plain code.
+float make_nibble_table(const float* values, int32_t num_groups, int32_t num_lanes, uint8_t* table, float& offset) {
+  float largest = 0.0f;
+  offset = 0.0f;
+  const auto ends_of = [&](int32_t group) {
+    const float* of = values + int64_t{group} * kNibblePatterns;  // [16] f32
+    return std::pair(*std::min_element(of, of + kNibblePatterns), *std::max_element(of, of + kNibblePatterns));
+  };
+  bool finite = true;
+  for (int32_t group = 0; group < num_groups; ++group) {
+    const auto [low, high] = ends_of(group);
+    finite = finite && std::isfinite(high - low);
+    for (int32_t i = 0; i < kNibblePatterns; ++i) finite = finite && !std::isnan(values[group * kNibblePatterns + i]);
+    largest = std::max(largest, 0.5f * (high - low));
+    offset += 0.5f * (low + high);
+  }
+  const float step = finite ? largest / static_cast<float>(kNibbleTableMiddle) : 0.0f;
+  const float inverse = step > 0.0f && std::isfinite(1.0f / step) ? 1.0f / step : 0.0f;
+  if (!finite) offset = 0.0f;
+  for (int32_t group = 0; group < 2 * num_lanes; ++group) {
+    uint8_t* to = table + (group % 2) * int64_t{num_lanes} * kNibblePatterns + (group / 2) * int64_t{kNibblePatterns};
+    std::fill_n(to, kNibblePatterns, static_cast<uint8_t>(kNibbleTableMiddle));
+    if (group >= num_groups || inverse == 0.0f) continue;
+    const auto [low, high] = ends_of(group);
+    constexpr auto kMost = static_cast<float>(kNibbleTableMiddle);
+    for (int32_t i = 0; i < kNibblePatterns; ++i) {
+      const float value = (values[group * kNibblePatterns + i] - 0.5f * (low + high)) * inverse;
+      to[i] = static_cast<uint8_t>(kMost + std::clamp(std::nearbyint(value), -kMost, kMost));
+    }
+  }
+  return step;
 }
 
 void nibble_scores(const NibbleTables& queries, const NibbleBlocks& blocks, float* scores, int64_t score_stride) {

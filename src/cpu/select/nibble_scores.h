@@ -8,6 +8,8 @@
 //
 //   scale_t * (step * (sum over groups of table[group][code] - offset))
 //
+// Entries without scales (NibbleTables::has_scales) have scale_t = 1, and a number per query is added to every score.
+//
 // The sum is an integer, hence the same bits on every instruction set. Rounding the table moves a score by at most
 // scale_t * step * num_groups / 2, and by scale_t * step * sqrt(num_groups / 12) as a standard deviation.
 //
@@ -31,6 +33,8 @@ struct NibbleTables {
   // `tables` [num_queries, 2, num_lanes, 16] u8; low nibbles' tables, then high ones'; 64-byte aligned
   const uint8_t* tables = nullptr;
   const float* steps = nullptr;  // [num_queries] f32
+  bool has_scales = true;
+  const float* offsets = nullptr;  // [num_queries] f32; added to the scores; only without scales
 };
 
 // Where the codes of a token and lane lie within an entry.
@@ -40,8 +44,11 @@ inline int64_t nibble_code_offset(int32_t lane, int32_t token) {
 }
 
 inline int64_t nibble_table_bytes(int32_t num_lanes) { return int64_t{2} * num_lanes * kNibblePatterns; }
-inline int64_t nibble_block_bytes(int32_t num_lanes) {
-  return int64_t{num_lanes} * kNibbleLaneBytes + 2 * kNibbleBlockTokens;
+inline int64_t nibble_block_bytes(int32_t num_lanes, bool has_scales = true) {
+  return int64_t{num_lanes} * kNibbleLaneBytes + (has_scales ? 2 * kNibbleBlockTokens : 0);
+}
+inline int32_t nibble_lanes(int32_t num_groups) {
+  return (num_groups + 2 * kNibbleLaneMultiple - 1) / (2 * kNibbleLaneMultiple) * kNibbleLaneMultiple;
 }
 
 // Table of one query: the contribution of pattern p in group g is sum_j coefficients[j][p] * q[g * dims_per_group + j],
@@ -52,6 +59,13 @@ float make_nibble_table(const float* q,    // [head_dim] f32
                         const float* coefficients,  // [dims_per_group, 16] f32
                         int32_t num_lanes,
                         uint8_t* table);  // [2, num_lanes, 16] u8
+
+// Table of one query from any contributions: each group's middle is taken off, added up in `offset`, and the rest rounded to a
+// multiple of the returned step. Values that are not finite give zeros.
+float make_nibble_table(const float* values,  // [num_groups, 16] f32
+                        int32_t num_groups, int32_t num_lanes,
+                        uint8_t* table,  // [2, num_lanes, 16] u8
+                        float& offset);
 
 struct NibbleBlocks {
   const std::byte* const* entries = nullptr;  // [num_blocks + num_ahead] pointers to [nibble_block_bytes] bytes
