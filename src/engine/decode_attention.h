@@ -6,7 +6,7 @@
 
 #include "core/aligned_buffer.h"
 #include "engine/engine_impl.h"
-#include "rarefy/select/selection.h"
+#include "rarefy/engine/sparse_step.h"
 
 namespace rarefy {
 
@@ -42,27 +42,23 @@ class DecodeAttention : public AttentionSink {
   }
   void count(int32_t layer, const Traffic& traffic);
   Status run_dense(int32_t layer, const DecodeArgs& args);
-  Status run_sparse(int32_t layer, DecodeArgs args, const float* q);  // q: [num_q_heads, head_dim] f32
-  Status ensure_selection();
+  Status run_sparse(int32_t layer, float scale,
+                    const float* q,  // [num_q_heads, head_dim] f32
+                    float* out);     // [num_q_heads, head_dim] f32
+  Status ensure_sparse();
   bool layer_uses_index(int32_t layer) const;
   bool should_audit(int32_t layer, int64_t position) const;
-  // `sparse` has run; recomputes densely and records the difference.
-  Status run_audit(int32_t layer, int64_t position, const DecodeArgs& sparse);
   int64_t row_bytes() const;  // of one token and KV head, key and value
 
   Engine::Impl* engine_;
   KvSequence* sequence_ = nullptr;
   Mode mode_ = Mode::decode;
-  Policy policy_;                             // dense until set
-  std::shared_ptr<const Selector> selector_;  // null while dense
-  std::optional<DecodePlan> sparse_plan_;     // set with selector_
-  std::optional<Selection> selection_;        // scratch of this session, made on first use
-  IndexSet set_;
+  Policy policy_;                                      // dense until set
+  std::shared_ptr<const SparseStepPlan> sparse_plan_;  // null while dense
+  std::optional<SparseStep> sparse_;                   // scratch of this session, made on first use
+  SparseStepResult result_;
+  SparseStepAudit audit_;
   AlignedBuffer workspace_;
-  std::vector<float> rel_std_, out_rel_std_;       // [num_q_heads] f32
-  std::vector<float> lse_;                         // [num_q_heads] f32; of the dense recomputation
-  std::vector<float> selected_lse_;                // [num_q_heads] f32; of the selected tokens without weights
-  std::vector<float> dense_out_, unweighted_out_;  // [num_q_heads, head_dim] f32
 };
 
 }  // namespace rarefy

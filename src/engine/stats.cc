@@ -8,6 +8,7 @@ namespace rarefy {
 namespace {
 
 constexpr double kSmallest = 1e-8;
+constexpr double kZ95 = 1.96;  // two-sided 95 % quantile of the normal distribution
 const double kLogStep = std::log(1.02);
 
 nlohmann::json to_json_object(const QuantileSketch& sketch) {
@@ -83,6 +84,40 @@ void Traffic::add(const Traffic& other) {
   fixed_bytes += other.fixed_bytes;
 }
 
+void AuditStats::add(const AuditedStep& step) {
+  const size_t num_heads = step.error.size();
+  layer_error.resize(static_cast<size_t>(step.num_layers));
+  head_error.resize(static_cast<size_t>(step.num_layers) * num_heads);
+  ++layer_steps;
+  for (size_t head = 0; head < num_heads; ++head) {
+    const double value = step.error[head], estimate = step.out_rel_std[head];
+    error.add(value);
+    layer_error[static_cast<size_t>(step.layer)].add(value);
+    head_error[static_cast<size_t>(step.layer) * num_heads + head].add(value);
+    mass.add(step.mass[head]);
+    if (estimate > 0.0) {
+      ++certificate_pairs;
+      certificate_ratio.add(value / estimate);
+      if (value <= kZ95 * estimate) ++certificate_covered;
+    }
+    if (value > worst.error || worst.layer < 0) worst = {value, step.layer, static_cast<int32_t>(head), step.position};
+  }
+}
+
+void AuditStats::merge(const AuditStats& other) {
+  layer_steps += other.layer_steps;
+  error.merge(other.error);
+  layer_error.resize(std::max(layer_error.size(), other.layer_error.size()));
+  for (size_t i = 0; i < other.layer_error.size(); ++i) layer_error[i].merge(other.layer_error[i]);
+  head_error.resize(std::max(head_error.size(), other.head_error.size()));
+  for (size_t i = 0; i < other.head_error.size(); ++i) head_error[i].merge(other.head_error[i]);
+  mass.merge(other.mass);
+  certificate_ratio.merge(other.certificate_ratio);
+  certificate_pairs += other.certificate_pairs;
+  certificate_covered += other.certificate_covered;
+  if (other.worst.error > worst.error || worst.layer < 0) worst = other.worst;
+}
+
 void RunStats::merge(const RunStats& other) {
   prefill_tokens += other.prefill_tokens;
   prefill_seconds += other.prefill_seconds;
@@ -97,17 +132,7 @@ void RunStats::merge(const RunStats& other) {
   }
   estimated_error.merge(other.estimated_error);
 
-  audit.layer_steps += other.audit.layer_steps;
-  audit.error.merge(other.audit.error);
-  audit.layer_error.resize(std::max(audit.layer_error.size(), other.audit.layer_error.size()));
-  for (size_t i = 0; i < other.audit.layer_error.size(); ++i) audit.layer_error[i].merge(other.audit.layer_error[i]);
-  audit.head_error.resize(std::max(audit.head_error.size(), other.audit.head_error.size()));
-  for (size_t i = 0; i < other.audit.head_error.size(); ++i) audit.head_error[i].merge(other.audit.head_error[i]);
-  audit.mass.merge(other.audit.mass);
-  audit.certificate_ratio.merge(other.audit.certificate_ratio);
-  audit.certificate_pairs += other.audit.certificate_pairs;
-  audit.certificate_covered += other.audit.certificate_covered;
-  if (other.audit.worst.error > audit.worst.error || audit.worst.layer < 0) audit.worst = other.audit.worst;
+  audit.merge(other.audit);
 }
 
 std::string RunStats::to_json() const {

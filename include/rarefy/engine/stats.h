@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -70,6 +71,16 @@ struct WorstPlace {
   int64_t position = -1;
 };
 
+// One audited (layer, step) pair.
+struct AuditedStep {
+  int32_t layer = 0;
+  int32_t num_layers = 0;  // of the model
+  int64_t position = 0;
+  std::span<const double> error;       // [num_q_heads] f64
+  std::span<const double> mass;        // [num_q_heads] f64
+  std::span<const float> out_rel_std;  // [num_q_heads] f32
+};
+
 // Dense recomputation of a sample of (layer, step) pairs.
 struct AuditStats {
   int64_t layer_steps = 0;                  // audited pairs
@@ -81,6 +92,9 @@ struct AuditStats {
   int64_t certificate_pairs = 0;            // heads with an estimated error
   int64_t certificate_covered = 0;          // of these, audited error <= 1.96 * estimated error
   WorstPlace worst;
+
+  void add(const AuditedStep& step);
+  void merge(const AuditStats& other);
 };
 
 struct RunStats {
