@@ -60,7 +60,7 @@ Status init(rarefy_plugin_init_function function) {
     thrown = "rarefy_plugin_init threw an unknown exception";
   }
   first_failure = nullptr;
-  if (!thrown.empty()) return Status::internal(thrown);
+  if (!thrown.empty()) return Status::invalid_argument(thrown);
   RAREFY_RETURN_IF_ERROR(registration);
   if (status == RAREFY_OK) return {};
   return {status > RAREFY_OK && status <= RAREFY_INTERNAL ? static_cast<StatusCode>(status) : StatusCode::internal,

@@ -229,7 +229,7 @@ TEST(CapiAttention, IdsOutsideTheSequenceAreErrors) {
   for (const int32_t bad : {50, -1, 1 << 30, INT32_MIN}) {
     last = bad;
     EXPECT_EQ(rarefy_decode_plan_run(plan.get(), &c.args, nullptr), RAREFY_INVALID_ARGUMENT) << bad;
-    EXPECT_NE(std::string(rarefy_last_error()).find(std::to_string(bad)), std::string::npos) << rarefy_last_error();
+    EXPECT_NE(std::string(rarefy_last_error()).find("token_ids"), std::string::npos) << rarefy_last_error();
   }
   last = good;
   EXPECT_EQ(rarefy_decode_plan_run(plan.get(), &c.args, nullptr), RAREFY_OK) << rarefy_last_error();
