@@ -1,8 +1,10 @@
-# The installed package: `find_package(rarefy)` gives rarefy::rarefy (static, C++) and, where it is built, rarefy::rarefy_c
-# (shared, the C ABI); `pkg-config rarefy_c` serves other build systems. tests/package checks both.
+# The installed package: `find_package(rarefy)` gives rarefy::rarefy (static, C++), rarefy::plugin (headers, for selectors of
+# one's own) and, where it is built, rarefy::rarefy_c (shared, the C ABI); `pkg-config rarefy_c` serves other build systems.
+# tests/package checks all of them.
 include(CMakePackageConfigHelpers)
 
 install(TARGETS rarefy EXPORT rarefy_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(TARGETS rarefy_plugin EXPORT rarefy_targets)
 if(TARGET rarefy_c)
   install(TARGETS rarefy_c EXPORT rarefy_targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
   # Relative to the file itself, so that `cmake --install --prefix` needs no second configure.

@@ -2,12 +2,13 @@
 
 #include "failure.h"
 #include "interrupt.h"
+#include "policy_text.h"
 #include "terminal.h"
 
 namespace rarefy::cli {
 
 Policy parse_policy(const std::string& text, const ModelConfig& config) {
-  Policy policy = unwrap(Policy::parse(text), ExitCode::usage);
+  Policy policy = read_policy(text);
   check(policy.check(config.num_layers), ExitCode::usage);
   return policy;
 }

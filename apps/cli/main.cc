@@ -78,6 +78,7 @@ int run(int argc, const char* const* argv) {
   add_recall(app);
   add_capture(app);
   add_replay(app);
+  add_calibrate(app);
   add_policy(app);
   add_inspect(app);
   add_models(app);

@@ -11,6 +11,7 @@
 
 #include "bench_attention.h"
 #include "failure.h"
+#include "policy_text.h"
 #include "rarefy/attention/decode.h"
 #include "rarefy/core/device.h"
 #include "rarefy/select/registry.h"
@@ -191,7 +192,7 @@ DecodeProblem problem_of(const AttentionBenchCase& description, DType q_dtype, i
 // What one step of a session does in a layer: append the new token, update the index, select, attend with certificates.
 struct PolicyArm {
   PolicyArm(const AttentionBenchCase& description, const std::string& text, BenchCache& cache, int32_t num_layers)
-      : policy(unwrap(Policy::parse(text), ExitCode::usage)),
+      : policy(read_policy(text)),
         plan(unwrap(DecodePlan::make(DecodeOp::sparse, Device{}, problem_of(description, DType::f32, 1)), ExitCode::usage)),
         workspace(plan.workspace_bytes()) {
     if (policy.layer_is_dense(0, description.kv_len)) {

@@ -8,6 +8,7 @@
 #include "failure.h"
 #include "files.h"
 #include "model_flags.h"
+#include "policy_text.h"
 #include "rarefy/model/known_models.h"
 #include "rarefy/select/explain.h"
 #include "table.h"
@@ -126,7 +127,7 @@ void write_json(Output& output, const std::vector<Weighed>& rows, const Flags& f
 }
 
 void run(const Flags& flags) {
-  const Policy policy = unwrap(Policy::parse(flags.policy), ExitCode::usage);
+  const Policy policy = read_policy(flags.policy);
   const DType kv_dtype = parse_cache_type(flags.cache_type_k, flags.cache_type_v);
   std::vector<Weighed> rows;
   for (const std::string& name : flags.names) {

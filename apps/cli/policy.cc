@@ -8,6 +8,7 @@
 #include "failure.h"
 #include "files.h"
 #include "model_flags.h"
+#include "policy_text.h"
 #include "rarefy/select/explain.h"
 #include "rarefy/select/registry.h"
 #include "table.h"
@@ -121,7 +122,7 @@ void write_explanation(Output& output, const ExplainFlags& flags, const Policy& 
 void explain(const ExplainFlags& flags) {
   std::vector<int32_t> layers;
   const SelectorShape shape = read_shape(flags, layers);
-  const Policy policy = unwrap(Policy::parse(flags.policy), ExitCode::usage);
+  const Policy policy = read_policy(flags.policy);
   const PolicyExplanation explanation = unwrap(explain_policy(policy, shape, flags.ctx_size, layers), ExitCode::usage);
   Output output;
   if (!flags.json) {

@@ -11,6 +11,7 @@
 #include "interrupt.h"
 #include "layer_list.h"
 #include "model_flags.h"
+#include "policy_text.h"
 #include "rarefy/core/device.h"
 #include "rarefy/engine/index_set_file.h"
 #include "rarefy/engine/replay.h"
@@ -110,7 +111,7 @@ void run(const Flags& flags) {
   options.keep_sets = !flags.write_index_set.empty();
   std::vector<Policy> policies;
   for (const std::string& text : flags.policies) {
-    policies.push_back(unwrap(Policy::parse(text), ExitCode::usage));
+    policies.push_back(read_policy(text));
     check(policies.back().check(info.num_layers), ExitCode::usage);
   }
   std::vector<std::vector<LayerIndexSet>> stored;

@@ -17,6 +17,7 @@ void add_perplexity(CLI::App& parent);
 void add_recall(CLI::App& parent);
 void add_capture(CLI::App& parent);
 void add_replay(CLI::App& parent);
+void add_calibrate(CLI::App& parent);
 void add_policy(CLI::App& parent);
 void add_inspect(CLI::App& parent);
 void add_models(CLI::App& parent);

@@ -245,6 +245,117 @@ RAREFY_API rarefy_status rarefy_session_stats_json(const rarefy_session* session
                                                    int64_t* num_bytes); /* [1] i64; receives the length of the text */
 RAREFY_API rarefy_status rarefy_session_reset_stats(rarefy_session* session);
 
+/* --- Selectors of one's own ----------------------------------------------------------------------------------------------
+
+   A selector keeps an index over the cached keys and estimates from it what the attention logit of every token is; budgets, group
+   scores, sampling, certificates, page sharing and audits are the library's. A program registers one with
+   rarefy_register_selector(); a shared object (a plugin) with the function that rarefy_plugin_init() is given, and is then
+   loaded by rarefy_load_plugin(), `rarefy --plugin FILE` or RAREFY_PLUGINS. It links against nothing of Rarefy. The name is
+   known to policies, benchmarks and tools at once. rarefy/select/plugin.h is the same for C++; docs/guide/write_a_selector.md
+   a tutorial; examples/selectors has both.
+
+   The index is a sequence of entries of block_bytes bytes, one for every block_tokens consecutive tokens of a KV head. encode must
+   be a pure function of the keys of its block: then pages can be shared, copied and rebuilt, and one token at a time gives the
+   bytes of all at once. encode, prepare and score are called from several threads at once. A status other than RAREFY_OK fails
+   the step, and every later one, with what last_error says. No callback may throw. */
+
+#define RAREFY_PLUGIN_ABI 1 /* of the structs of this section */
+
+#ifdef __GNUC__
+#define RAREFY_PLUGIN_EXPORT __attribute__((visibility("default")))
+#else
+#define RAREFY_PLUGIN_EXPORT
+#endif
+
+typedef struct rarefy_selector_shape {
+  size_t struct_size;
+  int32_t num_layers;
+  int32_t num_kv_heads;
+  int32_t group; /* query heads per KV head, 1 to 16 */
+  int32_t head_dim;
+  int32_t kv_dtype; /* a rarefy_dtype: f32, f16 or bf16 */
+} rarefy_selector_shape;
+
+/* Some blocks of one KV head, to be scored. */
+typedef struct rarefy_score_blocks {
+  size_t struct_size;
+  int32_t layer;
+  int32_t kv_head;
+  int32_t num_blocks;
+  int32_t num_ahead;         /* more pointers behind the last block, to what is scored next: prefetch or ignore them */
+  const void* const* entries; /* [num_blocks + num_ahead] pointers to [block_bytes] bytes */
+  const void* const* keys;    /* [num_blocks + num_ahead] pointers to [block_tokens, head_dim] kv_dtype */
+  int64_t key_token_stride;   /* elements from one key to the next */
+} rarefy_score_blocks;
+
+/* One selector for one shape. Filled by the create callback below, which gets it zeroed but for struct_size. */
+typedef struct rarefy_selector {
+  size_t struct_size;
+  void* user;                /* not a tensor: the first argument of the callbacks */
+  int32_t block_tokens;      /* 1 to 256; the page size must be a multiple of it */
+  int64_t block_bytes;       /* of one entry; 0 = no index, score reads the keys */
+  size_t query_state_bytes;  /* what prepare leaves for score */
+  double bytes_per_token;    /* read per token and KV head by score; 0 = block_bytes / block_tokens */
+  /* Writes or extends the entry of a block. Tokens before `first_new` were there in an earlier call with this entry. */
+  rarefy_status (*encode)(void* user, /* not a tensor: the selector's */
+                          int32_t layer, int32_t kv_head, const float* keys, /* [num_tokens, head_dim] f32; as cached */
+                          int32_t num_tokens, int32_t first_new,
+                          void* entry); /* [block_bytes] bytes; 64-byte aligned when block_bytes is a multiple of 64 */
+  /* Once per step, layer and KV head. */
+  rarefy_status (*prepare)(void* user, /* not a tensor: the selector's */
+                           int32_t layer, int32_t kv_head,
+                           const float* q, /* [group, head_dim] f32; multiplied by the attention scale */
+                           void* state);   /* [query_state_bytes] bytes; 64-byte aligned */
+  /* Estimated logits of every token of the blocks. NaN counts as the lowest score. */
+  rarefy_status (*score)(void* user,        /* not a tensor: the selector's */
+                         const void* state, /* [query_state_bytes] bytes */
+                         const rarefy_score_blocks* blocks,
+                         float* scores, /* [group, score_stride] f32; token t of block b at [b * block_tokens + t] */
+                         int64_t score_stride);
+  /* The first token of the block whose key encode reads when tokens [first_new, num_tokens) come in, 0 to first_new: keys before
+     it are not converted. NULL = 0. */
+  int32_t (*first_key_read)(void* user, /* not a tensor: the selector's */
+                            int32_t first_new, int32_t num_tokens);
+  /* Why a callback failed; valid until the selector is destroyed. Nullable. */
+  const char* (*last_error)(void* user); /* not a tensor: the selector's */
+  /* Nullable. */
+  void (*destroy)(void* user); /* not a tensor: the selector's */
+} rarefy_selector;
+
+/* A kind of selector. Texts are copied. */
+typedef struct rarefy_selector_type {
+  size_t struct_size;
+  int32_t abi;             /* RAREFY_PLUGIN_ABI */
+  const char* name;        /* index=NAME in a policy; no spaces, none of : , = + */
+  const char* options;     /* what may follow the colon, for people: "bf16 (default), int8"; NULL = nothing */
+  const char* description; /* one line */
+  void* user;              /* not a tensor: the first argument of create */
+  /* Makes a selector for a shape from the text after the colon of a policy ("" when there is none). On failure: another status and,
+     in `message`, what was expected, what came and what to do. */
+  rarefy_status (*create)(void* user, /* not a tensor: the type's */
+                          const rarefy_selector_shape* shape, const char* options, rarefy_selector* selector,
+                          char* message, size_t message_bytes);
+} rarefy_selector_type;
+
+/* Once per name and process; there is no way back. `type` may go afterwards, what its callbacks need may not. */
+RAREFY_API rarefy_status rarefy_register_selector(const rarefy_selector_type* type);
+
+/* What a plugin gets. The first three fields stay what they are in every version. */
+typedef struct rarefy_plugin_api {
+  size_t struct_size;
+  int32_t abi;     /* RAREFY_PLUGIN_ABI of the program; a plugin of another one is refused by register_selector */
+  int32_t version; /* rarefy_version() of the program */
+  /* As rarefy_register_selector; the status may be handed on by rarefy_plugin_init as it is. */
+  rarefy_status (*register_selector)(const rarefy_selector_type* type);
+  void (*log)(rarefy_log_level level, const char* message);
+} rarefy_plugin_api;
+
+/* The one function that a plugin defines, with C linkage and RAREFY_PLUGIN_EXPORT. */
+typedef rarefy_status (*rarefy_plugin_init_function)(const rarefy_plugin_api* api);
+
+/* Loads a plugin and calls its rarefy_plugin_init(). It stays loaded; loading it again does nothing. */
+RAREFY_API rarefy_status rarefy_load_plugin(const char* path);
+
 /* --- Attention: decode over a paged KV cache of the caller's ---------------------------------------------------------------
 
    A plan is made once per shape and device, and run per layer and step. What the operations compute, what they refuse and what

@@ -112,7 +112,7 @@ Expected<LayerState> DecodeAttention::state(int32_t layer) {
 void DecodeAttention::count(int32_t layer, const Traffic& traffic) {
   if (stats.layers.empty()) {
     stats.layers.reserve(engine_->model->config().layers.size());
-    for (const LayerKind layer_kind : engine_->model->config().layers) stats.layers.push_back({layer_kind, {}});
+    for (const LayerKind layer_kind : engine_->model->config().layers) stats.layers.push_back({layer_kind, {}, {}});
   }
   stats.traffic.add(traffic);
   stats.layers[static_cast<size_t>(layer)].traffic.add(traffic);
@@ -146,7 +146,10 @@ Status DecodeAttention::run_sparse(int32_t layer, float scale, const float* q, f
   step.q = q;
   RAREFY_RETURN_IF_ERROR(sparse_->run(*sequence_, step, out, result_));
   count(layer, result_.traffic);
-  for (float estimate : result_.out_rel_std) stats.estimated_error.add(estimate);
+  for (float estimate : result_.out_rel_std) {
+    stats.estimated_error.add(estimate);
+    stats.layers[static_cast<size_t>(layer)].estimated_error.add(estimate);
+  }
 
   if (should_audit(layer, step.position)) {
     const auto start = std::chrono::steady_clock::now();

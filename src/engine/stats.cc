@@ -129,6 +129,7 @@ void RunStats::merge(const RunStats& other) {
   for (size_t i = 0; i < other.layers.size(); ++i) {
     layers[i].kind = other.layers[i].kind;
     layers[i].traffic.add(other.layers[i].traffic);
+    layers[i].estimated_error.merge(other.layers[i].estimated_error);
   }
   estimated_error.merge(other.estimated_error);
 

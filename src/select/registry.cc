@@ -1,5 +1,6 @@
 #include "rarefy/select/registry.h"
 
+#include <cmath>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -93,6 +94,31 @@ Status check_shape(const SelectorShape& shape) {
   return {};
 }
 
+// Largest sizes that any selector may ask for: far above what is useful, far below what overflows.
+constexpr int64_t kMaxBlockBytes = int64_t{1} << 24;
+constexpr size_t kMaxQueryStateBytes = size_t{1} << 26;
+
+Status check_sizes(std::string_view text, const Selector& selector) {
+  const int32_t block_tokens = selector.block_tokens();
+  if (block_tokens < 1 || block_tokens > kMaxBlockTokens || (block_tokens & (block_tokens - 1)) != 0) {
+    return Status::unsupported("selector: '" + std::string(text) + "': expected blocks of a power of two of 1 to " +
+                               std::to_string(kMaxBlockTokens) + " tokens, as pages are, got " +
+                               std::to_string(block_tokens));
+  }
+  if (selector.block_bytes() < 0 || selector.block_bytes() > kMaxBlockBytes ||
+      selector.query_state_bytes() > kMaxQueryStateBytes) {
+    return Status::unsupported("selector: '" + std::string(text) + "': expected index entries of 0 to " +
+                               std::to_string(kMaxBlockBytes) + " bytes and a query state of at most " +
+                               std::to_string(kMaxQueryStateBytes) + ", got " + std::to_string(selector.block_bytes()) +
+                               " and " + std::to_string(selector.query_state_bytes()));
+  }
+  if (!(selector.bytes_per_token() >= 0.0) || !std::isfinite(selector.bytes_per_token())) {
+    return Status::unsupported("selector: '" + std::string(text) + "': expected a finite bytes_per_token of at least 0, got " +
+                               std::to_string(selector.bytes_per_token()));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status register_selector(SelectorInfo info, SelectorFactory factory) {
@@ -131,6 +157,7 @@ Expected<std::shared_ptr<const Selector>> make_selector(std::string_view text, c
   if (selector && *selector == nullptr) {
     return Status::internal("selector: the factory of '" + std::string(name) + "' returned nothing");
   }
+  if (selector) RAREFY_RETURN_IF_ERROR(check_sizes(text, **selector));
   return selector;
 }
 

@@ -153,7 +153,7 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
       sequence.set_encoded_tokens(index_, layer, page, tokens_in(page));
     }
   }
-  return {};
+  return selector_->failure();
 }
 
 bool Selection::Impl::ready(const KvSequence& sequence, int32_t layer) const {
@@ -304,7 +304,7 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
     bytes += selector_->bytes_per_token() * num_blocks * block_tokens * lists_[kv_head].passes();
   }
   cost.index_bytes = static_cast<int64_t>(bytes);
-  return {};
+  return selector_->failure();
 }
 
 Selection::Selection(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -214,6 +214,27 @@ TEST(CapiAttention, NullWrongSizesAndWrongEnumsAreErrors) {
   EXPECT_EQ(rarefy_decode_plan_create(&c.problem, nullptr), RAREFY_INVALID_ARGUMENT);
 }
 
+// Sets made elsewhere: an id outside the sequence is an error, not a read.
+TEST(CapiAttention, IdsOutsideTheSequenceAreErrors) {
+  AttentionData data({.kv_lens = {50}, .seed = 61}, DecodeOp::sparse);
+  CCase c(data, DecodeOp::sparse);
+  const DecodePlanPtr plan = make_plan(c.problem);
+  size_t bytes = 0;
+  ASSERT_EQ(rarefy_decode_plan_workspace_bytes(plan.get(), &bytes), RAREFY_OK);
+  c.args.workspace = data.reserve_workspace(bytes);
+  c.args.workspace_bytes = bytes;
+  ASSERT_GT(data.counts[0], 0);
+  int32_t& last = data.token_ids[static_cast<size_t>(data.counts[0]) - 1];
+  const int32_t good = last;
+  for (const int32_t bad : {50, -1, 1 << 30, INT32_MIN}) {
+    last = bad;
+    EXPECT_EQ(rarefy_decode_plan_run(plan.get(), &c.args, nullptr), RAREFY_INVALID_ARGUMENT) << bad;
+    EXPECT_NE(std::string(rarefy_last_error()).find("token_ids"), std::string::npos) << rarefy_last_error();
+  }
+  last = good;
+  EXPECT_EQ(rarefy_decode_plan_run(plan.get(), &c.args, nullptr), RAREFY_OK) << rarefy_last_error();
+}
+
 TEST(CapiAttention, DenseRefusesAnIndexSet) {
   AttentionData data({.kv_lens = {50}, .seed = 60}, DecodeOp::dense);
   CCase c(data, DecodeOp::dense);

@@ -61,6 +61,7 @@ struct Traffic {
 struct LayerStats {
   LayerKind kind = LayerKind::full_attention;
   Traffic traffic;
+  QuantileSketch estimated_error;  // out_rel_std per (step, head) of sparse steps
 };
 
 // Where the largest audited error was seen.

@@ -1,7 +1,8 @@
-// Selectors by name. Built-in ones are always there; an application adds its own with register_selector() and finds it in
-// policies, benchmarks and tools at once. Thread-safe.
+// Selectors by name. Built-in ones are always there; an application adds its own with register_selector(), or loads them from a
+// shared object with load_plugin(), and finds them in policies, benchmarks and tools at once. Thread-safe.
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
@@ -9,6 +10,8 @@
 #include <vector>
 
 #include "rarefy/select/selector.h"
+
+struct rarefy_selector_type;  // of rarefy.h
 
 namespace rarefy {
 
@@ -29,6 +32,12 @@ std::vector<SelectorInfo> list_selector_combinations();
 
 // Refuses a policy's index= value that names a selector which does not exist, without making it.
 Status check_selector_names(std::string_view text);
+
+// A selector behind the callbacks of the C interface. What its score() writes is made finite: NaN becomes the lowest score.
+Status register_selector(const rarefy_selector_type& type);
+// Loads a plugin (rarefy.h, "Selectors of one's own") and lets it register its selectors. It stays loaded; loading it again
+// does nothing.
+Status load_plugin(const std::filesystem::path& file);
 
 // `text` is a policy's index= value, e.g. "sign" or "quest16:int8".
 Expected<std::shared_ptr<const Selector>> make_selector(std::string_view text, const SelectorShape& shape);

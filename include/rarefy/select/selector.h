@@ -150,6 +150,9 @@ class Selector {
                             float* norms) const {  // [num_blocks] f32
     static_cast<void>(blocks), static_cast<void>(norms);
   }
+
+  // Why encode, prepare or score failed, once one has: the step fails. Selectors from outside the program can.
+  virtual Status failure() const { return {}; }
 };
 
 }  // namespace rarefy
