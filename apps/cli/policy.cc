@@ -180,10 +180,15 @@ std::string list_json() {
 
 std::string list_text() {
   std::string lines = "Selectors, index=NAME or index=NAME:OPTION (where scores come from)\n\n";
-  for (const SelectorInfo& info : list_selectors()) {
-    lines += fmt::format("  {:<10} {}\n", info.name, info.description);
-    if (!info.options.empty()) lines += fmt::format("  {:<10} options: {}\n", "", info.options);
-  }
+  const auto add_all = [&](const std::vector<SelectorInfo>& infos) {
+    for (const SelectorInfo& info : infos) {
+      lines += fmt::format("  {:<17} {}\n", info.name, info.description);
+      if (!info.options.empty()) lines += fmt::format("  {:<17} options: {}\n", "", info.options);
+    }
+  };
+  add_all(list_selectors());
+  lines += "\nTwo selectors as one\n\n";
+  add_all(list_selector_combinations());
   lines += "\nSpending rules, spend=NAME (how the budget goes to tokens, given their scores)\n\n";
   for (const auto& [spend, text] : kSpendRules) lines += fmt::format("  {:<10} {}\n", to_string(spend), text);
   return lines +

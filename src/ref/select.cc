@@ -63,6 +63,73 @@ double page_bound(const float* q, const double* minima, const double* maxima, in
   return sum;
 }
 
+std::vector<double> centroid_dots(const float* x, int32_t dim, const float* centroids, int32_t count) {
+  std::vector<double> dots(static_cast<size_t>(count), 0.0);
+  for (int32_t i = 0; i < dim * count; ++i)
+    dots[static_cast<size_t>(i % count)] += double{x[i / count]} * double{centroids[i]};
+  return dots;
+}
+
+std::vector<double> centroid_distances(const float* x, int32_t dim, const float* centroids, int32_t count) {
+  std::vector<double> distances(static_cast<size_t>(count), 0.0);
+  for (int32_t i = 0; i < dim * count; ++i) {
+    const double difference = double{x[i / count]} - double{centroids[i]};
+    distances[static_cast<size_t>(i % count)] += difference * difference;
+  }
+  return distances;
+}
+
+double collision_score(const float* q, const float* mean, int32_t head_dim, double longest, int32_t count,
+                       int32_t num_signs, int32_t num_tables) {
+  double square = 0.0, offset = 0.0;
+  for (int32_t dim = 0; dim < head_dim; ++dim) {
+    square += double{q[dim]} * double{q[dim]};
+    offset += double{q[dim]} * double{mean[dim]};
+  }
+  const double probability = std::pow((count + 0.5) / (num_tables + 1.0), 1.0 / num_signs);
+  return offset + std::sqrt(square) * longest * std::cos(std::acos(-1.0) * (1.0 - probability));
+}
+
+double soft_collision_score(const float* q, int32_t head_dim, const float* planes, const std::vector<int32_t>& ids,
+                            int32_t num_signs, double temperature) {
+  const double root = std::sqrt(static_cast<double>(head_dim));
+  double total = 0.0;
+  for (size_t table = 0; table < ids.size(); ++table) {
+    std::vector<double> h;
+    for (int32_t j = 0; j < num_signs; ++j) {
+      const float* plane = planes + (static_cast<int64_t>(table) * num_signs + j) * head_dim;  // [head_dim] f32
+      double sum = 0.0;
+      for (int32_t dim = 0; dim < head_dim; ++dim) sum += double{plane[dim]} * double{q[dim]} * root;
+      h.push_back(std::tanh(sum) / root);
+    }
+    std::vector<double> corners;
+    for (int32_t corner = 0; corner < 1 << num_signs; ++corner) {
+      double sum = 0.0;
+      for (int32_t j = 0; j < num_signs; ++j)
+        sum += (corner >> j & 1) != 0 ? h[static_cast<size_t>(j)] : -h[static_cast<size_t>(j)];
+      corners.push_back(sum / temperature);
+    }
+    total += std::exp(corners[static_cast<size_t>(ids[table])] -
+                      log_sum_exp(corners.data(), static_cast<int64_t>(corners.size())));
+  }
+  return std::log(total);
+}
+
+LineFit fit_line(const std::vector<double>& x, const std::vector<double>& y) {
+  const auto n = static_cast<double>(x.size());
+  const double sum_x = std::accumulate(x.begin(), x.end(), 0.0), sum_y = std::accumulate(y.begin(), y.end(), 0.0);
+  const double sum_xx = std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
+  const double sum_xy = std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
+  LineFit line;
+  const double determinant = n * sum_xx - sum_x * sum_x;
+  if (n >= 3 && determinant > 0.0) line.slope = std::max(0.0, (n * sum_xy - sum_x * sum_y) / determinant);
+  line.intercept = (sum_y - line.slope * sum_x) / n;
+  for (size_t i = 0; i < x.size() && n >= 3; ++i) {
+    line.residual_variance += std::pow(y[i] - line.intercept - line.slope * x[i], 2) / (n - 2);
+  }
+  return line;
+}
+
 double log_sum_exp(const double* values, int64_t count) {
   double largest = -kInfinity;
   for (int64_t i = 0; i < count; ++i) largest = std::max(largest, values[i]);

@@ -29,6 +29,33 @@ double page_bound(const float* q,        // [head_dim] f32
                   const double* maxima,  // [head_dim] f64
                   int32_t head_dim);
 
+// Dot products with centroids that are stored dimension by dimension, and squared distances to them.
+std::vector<double> centroid_dots(const float* x,  // [dim] f32
+                                  int32_t dim,
+                                  const float* centroids,  // [dim, count] f32
+                                  int32_t count);
+std::vector<double> centroid_distances(const float* x,  // [dim] f32
+                                       int32_t dim,
+                                       const float* centroids,  // [dim, count] f32
+                                       int32_t count);
+
+// MagicPIG: the logit that (count + 1/2) / (num_tables + 1) collisions of num_signs signs speak for.
+double collision_score(const float* q,     // [head_dim] f32; multiplied by the attention scale
+                       const float* mean,  // [head_dim] f32
+                       int32_t head_dim, double longest, int32_t count, int32_t num_signs, int32_t num_tables);
+// SOCKET without |v|: ln of the sum over tables of the softmax over all 2^num_signs corners, at the corner of the id.
+double soft_collision_score(const float* q,  // [head_dim] f32; multiplied by the attention scale 1 / sqrt(head_dim)
+                            int32_t head_dim,
+                            const float* planes,              // [ids.size() * num_signs, head_dim] f32
+                            const std::vector<int32_t>& ids,  // of the key, one for each table
+                            int32_t num_signs, double temperature);
+
+// Least squares with a slope of at least 0; a constant for fewer than 3 points.
+struct LineFit {
+  double slope = 0.0, intercept = 0.0, residual_variance = 0.0;
+};
+LineFit fit_line(const std::vector<double>& x, const std::vector<double>& y);  // [count] f64 each
+
 double log_sum_exp(const double* values, int64_t count);  // [count] f64
 
 // a_i = max over queries of scores - log_sums.

@@ -28,6 +28,10 @@ Expected<std::shared_ptr<const Selector>> make_centred_sign_selector(const Selec
 // Double Sparsity with 16 or 32 channels; options: 4bit (default), 2bit; channels=PATH.
 Expected<std::shared_ptr<const Selector>> make_ds16_selector(const SelectorShape& shape, std::string_view options);
 Expected<std::shared_ptr<const Selector>> make_ds32_selector(const SelectorShape& shape, std::string_view options);
+// Hash tables of signs: collisions (MagicPIG) and soft collisions (SOCKET); options: KxL, K signs in each of L tables.
+Expected<std::shared_ptr<const Selector>> make_magicpig_selector(const SelectorShape& shape, std::string_view options);
+Expected<std::shared_ptr<const Selector>> make_socket_selector(const SelectorShape& shape, std::string_view options);
+bool parse_signs_and_tables(std::string_view options, int32_t& num_signs, int32_t& num_tables);  // "8x75"
 // Product quantisation, any pqMxB.
 bool is_product_code_name(std::string_view name);
 Expected<std::shared_ptr<const Selector>> make_product_code_selector(const SelectorShape& shape, std::string_view name,

@@ -34,6 +34,9 @@ class Registry {
     add({"quest32", "bf16 (default), int8, int4; bound", "element-wise bounds of 32 keys"}, make_quest32_selector);
     add({"ds16", "4bit (default), 2bit; channels=PATH", "16 channels of each key"}, make_ds16_selector);
     add({"ds32", "4bit (default), 2bit; channels=PATH", "32 channels of each key"}, make_ds32_selector);
+    add({"magicpig", "KxL (default 8x75)", "how many of L hash tables of K signs agree with the query"},
+        make_magicpig_selector);
+    add({"socket", "KxL (default 11x55)", "soft collisions in L hash tables of K signs, times |v|"}, make_socket_selector);
     for (const char* name : {"pq16x4", "pq8x8", "pq4x8", "pq2x6"}) {
       add({name, "", "nearest of 2^B centroids for each of M pieces of a key; any pqMxB with B from 4 to 8"},
           product_code_factory(name));

@@ -13,90 +13,43 @@
 #include "rarefy/select/registry.h"
 #include "ref/select.h"
 #include "select/rotated_codes.h"
+#include "tests/support/selector_case.h"
 
 namespace rarefy {
 namespace {
 
+using test::kNan;
+using Case = test::SelectorCase;
+
 constexpr double kEps32 = 0x1p-24;  // unit roundoff of f32
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr uint32_t kSeed = 20240;
 
-// Random keys of one head as a cache stores them, encoded block by block, with queries.
-struct Case {
-  Case(const std::string& name, int32_t head_dim, int32_t group, int32_t num_tokens, DType dtype, uint32_t seed,
-       float outliers = 0.7f)
-      : shape{1, 1, group, head_dim, dtype}, num_tokens(num_tokens) {
-    selector = *make_selector(name, shape);
-    block_tokens = selector->block_tokens();
-    num_blocks = (num_tokens + block_tokens - 1) / block_tokens;
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> spread(static_cast<size_t>(head_dim));  // outlier channels, as in real keys
-    for (float& factor : spread) factor = std::exp(outliers * normal(random));
-    const size_t rows = static_cast<size_t>(num_blocks) * block_tokens;
-    keys.assign(rows * head_dim, kNan);  // what lies behind the last token must not matter
-    stored.assign(rows * head_dim * 4, std::byte{0xff});
-    for (int64_t i = 0; i < int64_t{num_tokens} * head_dim; ++i) {
-      store_from_float(stored.data(), dtype, i, spread[i % head_dim] * normal(random));
-      keys[i] = load_as_float(stored.data(), dtype, i);
-    }
-    for (int32_t i = 0; i < group * head_dim; ++i)
-      q.push_back(2.0f * normal(random) / std::sqrt(static_cast<float>(head_dim)));
-    index.reserve(std::max<size_t>(1, static_cast<size_t>(num_blocks * selector->block_bytes())));
-    std::memset(index.data(), 0x5a, index.capacity());
-    for (int32_t block = 0; block < num_blocks; ++block) selector->encode({0, 0}, block_keys(block, 0), entry(block));
-    state.reserve(selector->query_state_bytes());
-    selector->prepare({0, 0}, q.data(), state.data());
-  }
-
-  BlockKeys block_keys(int32_t block, int32_t first_new) const {
-    return {keys.data() + int64_t{block} * block_tokens * shape.head_dim,
-            std::min(block_tokens, num_tokens - block * block_tokens), first_new};
-  }
-  std::byte* entry(int32_t block) const { return index.data() + block * selector->block_bytes(); }
-
-  // Scores of all tokens, [group][num_tokens], blocks passed in the given order; checks the bytes around the output.
-  std::vector<std::vector<float>> scores(const std::vector<int32_t>& order) const {
-    std::vector<const std::byte*> entries;
-    std::vector<const void*> rows;
-    const auto element_bytes = static_cast<int64_t>(size_of(shape.kv_dtype));
-    for (int32_t block : order) {
-      entries.push_back(entry(block));
-      rows.push_back(stored.data() + int64_t{block} * block_tokens * shape.head_dim * element_bytes);
-    }
-    const int64_t used = static_cast<int64_t>(order.size()) * block_tokens;
-    const int64_t stride = used + 7;
-    std::vector<float> out(static_cast<size_t>(stride * shape.group), -12345.0f);
-    selector->score(state.data(),
-                    {{0, 0}, static_cast<int32_t>(order.size()), 0, entries.data(), rows.data(), shape.head_dim},
-                    out.data(), stride);
-    std::vector<std::vector<float>> result(shape.group, std::vector<float>(static_cast<size_t>(num_blocks) * block_tokens));
-    for (int32_t query = 0; query < shape.group; ++query) {
-      for (int64_t i = used; i < stride; ++i) EXPECT_EQ(out[query * stride + i], -12345.0f) << "guard of query " << query;
-      for (size_t i = 0; i < order.size(); ++i) {
-        std::copy_n(out.begin() + query * stride + static_cast<int64_t>(i) * block_tokens, block_tokens,
-                    result[query].begin() + int64_t{order[i]} * block_tokens);
-      }
-    }
-    return result;
-  }
-  std::vector<std::vector<float>> scores() const {
-    std::vector<int32_t> order(static_cast<size_t>(num_blocks));
-    for (int32_t block = 0; block < num_blocks; ++block) order[block] = block;
-    return scores(order);
-  }
-
-  SelectorShape shape;
-  int32_t num_tokens, block_tokens, num_blocks;
-  std::shared_ptr<const Selector> selector;
-  std::vector<float> keys;        // [num_blocks, block_tokens, head_dim] f32; NaN past the last token
-  std::vector<std::byte> stored;  // [num_blocks, block_tokens, head_dim] kv_dtype
-  std::vector<float> q;           // [group, head_dim] f32
-  AlignedBuffer index, state;
-};
-
 const std::vector<std::string>& all_selectors() {
-  static const std::vector<std::string> names = {"oracle", "quest16", "quest16:int8", "sign", "sign64", "q2"};
+  static const std::vector<std::string> names = {"oracle",
+                                                 "quest16",
+                                                 "quest16:int8",
+                                                 "quest16:int4:bound",
+                                                 "quest32",
+                                                 "quest32:int4",
+                                                 "sign",
+                                                 "sign64",
+                                                 "q2",
+                                                 "q2:bound",
+                                                 "pq16x4",
+                                                 "pq4x8",
+                                                 "pq2x6",
+                                                 "pq8x5",
+                                                 "ds16",
+                                                 "ds16:2bit",
+                                                 "quest32:int4+sign",
+                                                 "quest16:int8:bound+q2:bound@0.3",
+                                                 "quest16+sign64",
+                                                 "quest32+pq8x4",
+                                                 "hard:quest16:int4+ds16@0.2",
+                                                 "magicpig:4x20",
+                                                 "magicpig:10x8",
+                                                 "socket:5x9",
+                                                 "quest16:int4+socket:3x4"};
   return names;
 }
 
@@ -119,7 +72,10 @@ TEST(Selectors, EncodingOneTokenAtATimeGivesTheSameBytes) {
           std::vector<float> readable(static_cast<size_t>(end) * head_dim, kNan);
           std::copy(keys.keys + int64_t{first_key} * head_dim, keys.keys + int64_t{end} * head_dim,
                     readable.begin() + int64_t{first_key} * head_dim);
-          c.selector->encode({0, 0}, {readable.data(), end, keys.first_new}, grown.data());
+          std::vector<float> readable_values(readable.size(), kNan);
+          std::copy(keys.values + int64_t{first_key} * head_dim, keys.values + int64_t{end} * head_dim,
+                    readable_values.begin() + int64_t{first_key} * head_dim);
+          c.selector->encode(c.head(), {readable.data(), end, keys.first_new, readable_values.data()}, grown.data());
           keys.first_new = end;
         }
         EXPECT_EQ(std::memcmp(grown.data(), c.entry(block), bytes), 0) << "block " << block;
@@ -168,11 +124,13 @@ TEST(Selectors, OracleIsExactWithinRounding) {
 
 // A bound is a bound: no key of a page scores higher than the page. And it is the one of the formula.
 TEST(Selectors, QuestBoundsEveryKeyOfItsPage) {
-  for (const std::string name : {"quest16", "quest16:int8"}) {
+  for (const std::string name :
+       {"quest16", "quest32", "quest16:int8", "quest32:int8", "quest16:int4", "quest32:int4:bound"}) {
     for (DType dtype : {DType::f32, DType::bf16}) {
       for (int32_t head_dim : {24, 64, 128}) {
         SCOPED_TRACE(name + " " + std::string(to_string(dtype)) + " head_dim " + std::to_string(head_dim));
-        const Case c(name, head_dim, 4, 16 * 20 + 5, dtype, kSeed + 3);
+        const Case c(name, head_dim, 4, 32 * 20 + 5, dtype, kSeed + 3);
+        const bool is_bf16 = name == "quest16" || name == "quest32";
         const auto scores = c.scores();
         double worst_slack = 0.0;
         for (int32_t block = 0; block < c.num_blocks; ++block) {
@@ -189,27 +147,34 @@ TEST(Selectors, QuestBoundsEveryKeyOfItsPage) {
           for (int32_t query = 0; query < 4; ++query) {
             const float* q = c.q.data() + query * head_dim;
             const double bound = ref::page_bound(q, minima.data(), maxima.data(), head_dim);
-            double magnitude = 0.0, q_sum = 0.0;
+            double magnitude = 0.0, q_sum = 0.0, largest = 0.0;
             for (int32_t dim = 0; dim < head_dim; ++dim) {
               magnitude +=
                   std::abs(double{q[dim]}) * (std::max(std::abs(minima[dim]), std::abs(maxima[dim])) + 2.0 * spread);
               q_sum += std::abs(double{q[dim]});
+              largest = std::max({largest, std::abs(minima[dim]), std::abs(maxima[dim])});
             }
-            const double rounding = (2 * head_dim + 4) * kEps32 * magnitude;
-            // bf16 keys are their own bounds in bf16; an f32 bound moves by up to 2^-7 of its size; int8 by one step.
-            const bool exact = name == "quest16" && dtype == DType::bf16;
-            const double slack = exact ? 0.0 : name == "quest16" ? magnitude * 0x1p-7 : 1.001 * q_sum * spread / 255.0;
-            for (int32_t token = 0; token < 16; ++token) {
-              const double score = scores[query][block * 16 + token];
+            // int4 multiplies codes with queries that are rounded to 16 bits: half a step of the largest component.
+            const bool is_int4 = name.find("int4") != std::string::npos;
+            double q_largest = 0.0;
+            for (int32_t dim = 0; dim < head_dim; ++dim) q_largest = std::max(q_largest, std::abs(double{q[dim]}));
+            const double rounding = (2 * head_dim + 8) * kEps32 * magnitude +
+                                    (is_int4 ? 0.51 * q_largest / 32767.0 * head_dim * (spread + largest * 0x1p-7) : 0.0);
+            // bf16 keys are their own bounds in bf16; an f32 bound moves by up to 2^-7 of its size; int8 and int4 by one step (the
+            // ends and the step of int4 are rounded to bf16).
+            const double step = is_int4 ? 1.01 * (spread + largest * 0x1p-7) / 15.0 : 1.001 * spread / 255.0;
+            const double slack = is_bf16 ? (dtype == DType::bf16 ? 0.0 : magnitude * 0x1p-7) : q_sum * step;
+            for (int32_t token = 0; token < c.block_tokens; ++token) {
+              const double score = scores[query][block * c.block_tokens + token];
               EXPECT_GE(score, bound - rounding);
               EXPECT_LE(score, bound + slack + rounding);
               worst_slack = std::max(worst_slack, score - bound);
             }
             const auto exact_scores = ref::exact_scores(q, keys.keys, keys.num_tokens, head_dim);
-            for (double value : exact_scores.value) EXPECT_GE(scores[query][block * 16], value - rounding);
+            for (double value : exact_scores.value) EXPECT_GE(scores[query][block * c.block_tokens], value - rounding);
           }
         }
-        if (name == "quest16:int8") {
+        if (!is_bf16) {
           EXPECT_GT(worst_slack, 0.0);
         }
       }

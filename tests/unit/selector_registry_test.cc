@@ -37,7 +37,28 @@ class SumSelector final : public Selector {
 };
 
 TEST(SelectorRegistry, MakesEveryBuiltInSelectorUnderItsOwnName) {
-  for (const std::string name : {"oracle", "quest16", "quest16:int8", "sign", "q2"}) {
+  for (const std::string name : {"oracle",
+                                 "quest16",
+                                 "quest16:int8",
+                                 "quest32:int4:bound",
+                                 "sign",
+                                 "sign:bound",
+                                 "q2",
+                                 "q2:bound",
+                                 "pq16x4",
+                                 "pq8x8",
+                                 "pq4x8",
+                                 "pq2x6",
+                                 "ds16",
+                                 "ds16:2bit",
+                                 "ds32",
+                                 "quest32:int4+sign",
+                                 "quest16:int8+q2@0.2",
+                                 "hard:quest16+pq16x4@0.1",
+                                 "magicpig",
+                                 "magicpig:10x150",
+                                 "socket",
+                                 "socket:8x20"}) {
     const auto selector = make_selector(name, shape_of(128));
     ASSERT_TRUE(selector) << selector.status().to_string();
     EXPECT_EQ((*selector)->name(), name);
@@ -53,6 +74,20 @@ TEST(SelectorRegistry, BytesPerTokenAreThoseOfTheStoredLayout) {
   EXPECT_EQ((*make_selector("quest16", shape_of(128)))->bytes_per_token(), 32);
   EXPECT_EQ((*make_selector("quest16:int8", shape_of(128)))->bytes_per_token(), 16.5);
   EXPECT_EQ((*make_selector("oracle", shape_of(128)))->bytes_per_token(), 256);
+  EXPECT_EQ((*make_selector("quest32:int4", shape_of(128)))->bytes_per_token(), 4 + 6.0 / 32);
+  EXPECT_EQ((*make_selector("quest16:int4", shape_of(128)))->bytes_per_token(), 8 + 6.0 / 16);
+  EXPECT_EQ((*make_selector("quest16:bound", shape_of(128)))->bytes_per_token(), 32 + 2.0 / 16);
+  EXPECT_EQ((*make_selector("q2:bound", shape_of(128)))->bytes_per_token(), 128 / 4 + 2 + 2 + 2.0 / 16);
+  EXPECT_EQ((*make_selector("pq16x4", shape_of(128)))->bytes_per_token(), 8);
+  EXPECT_EQ((*make_selector("pq8x8", shape_of(128)))->bytes_per_token(), 8);
+  EXPECT_EQ((*make_selector("pq4x8", shape_of(128)))->bytes_per_token(), 4);
+  EXPECT_EQ((*make_selector("pq2x6", shape_of(128)))->bytes_per_token(), 1.5);
+  EXPECT_EQ((*make_selector("magicpig", shape_of(128)))->bytes_per_token(), 75);
+  EXPECT_EQ((*make_selector("magicpig:10x75", shape_of(128)))->bytes_per_token(), 150);
+  EXPECT_EQ((*make_selector("socket", shape_of(128)))->bytes_per_token(), 112);
+  EXPECT_EQ((*make_selector("ds16", shape_of(128)))->bytes_per_token(), 8);
+  EXPECT_EQ((*make_selector("ds16:2bit", shape_of(128)))->bytes_per_token(), 4);
+  EXPECT_EQ((*make_selector("quest32:int4+sign@0.5", shape_of(128)))->bytes_per_token(), 4 + 6.0 / 32 + 0.5 * 18);
 }
 
 TEST(SelectorRegistry, UnknownNamesAndOptionsSayWhatExists) {
@@ -62,11 +97,39 @@ TEST(SelectorRegistry, UnknownNamesAndOptionsSayWhatExists) {
   for (const char* word : {"signs", "oracle", "quest16", "sign", "q2"}) {
     EXPECT_NE(unknown.status().message().find(word), std::string::npos) << unknown.status().message();
   }
-  const auto option = make_selector("quest16:int4", shape_of(64));
+  const auto option = make_selector("quest16:int2", shape_of(64));
   ASSERT_FALSE(option);
   EXPECT_EQ(option.status().code(), StatusCode::invalid_argument);
   EXPECT_NE(option.status().message().find("int8"), std::string::npos);
-  for (const char* text : {"sign:4", "q2:x", "oracle:1"}) {
+  for (const char* text : {"sign:4",
+                           "q2:x",
+                           "oracle:1",
+                           "quest32:bf16:x",
+                           "pq16x3",
+                           "pq16x9",
+                           "pq0x4",
+                           "pq16",
+                           "pq16x4x",
+                           "pq16x4:1",
+                           "magicpig:8",
+                           "magicpig:0x8",
+                           "magicpig:17x8",
+                           "magicpig:8x256",
+                           "magicpig:8x75x",
+                           "socket:x",
+                           "ds16:3bit",
+                           "ds16:channels=",
+                           "quest32+",
+                           "+sign",
+                           "hard:quest32",
+                           "hard",
+                           "quest32+sign@",
+                           "quest32+sign@0",
+                           "quest32+sign@1.5",
+                           "quest32+sign@x",
+                           "sign+q2",
+                           "quest16+sign+q2",
+                           "hard:hard:quest16+sign"}) {
     EXPECT_EQ(make_selector(text, shape_of(64)).status().code(), StatusCode::invalid_argument) << text;
   }
 }
@@ -80,6 +143,18 @@ TEST(SelectorRegistry, RefusesShapesThatNoSelectorTakes) {
   EXPECT_EQ(make_selector("sign", shape).status().code(), StatusCode::unsupported);
   EXPECT_EQ(make_selector("sign", shape_of(63)).status().code(), StatusCode::unsupported);
   EXPECT_EQ(make_selector("quest16", shape_of(2048)).status().code(), StatusCode::unsupported);
+  EXPECT_EQ(make_selector("pq16x4", shape_of(72)).status().code(), StatusCode::unsupported);
+  EXPECT_EQ(make_selector("ds16", shape_of(12)).status().code(), StatusCode::unsupported);
+}
+
+TEST(SelectorRegistry, ChecksTheNamesOfBothParts) {
+  for (const char* text : {"sign", "quest32:int4+sign@0.1", "hard:quest16+pq4x8"})
+    EXPECT_TRUE(check_selector_names(text).ok()) << text;
+  for (const char* text : {"signs", "quest32:int4+signs", "quests+sign", "hard:quest16"}) {
+    EXPECT_EQ(check_selector_names(text).code(), StatusCode::not_found) << text;
+  }
+  EXPECT_FALSE((*make_selector("quest16+sign", shape_of(64)))->is_hard_filter());
+  EXPECT_TRUE((*make_selector("hard:quest16+sign", shape_of(64)))->is_hard_filter());
 }
 
 TEST(SelectorRegistry, TakesSelectorsFromOutsideOnce) {

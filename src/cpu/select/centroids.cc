@@ -25,8 +25,8 @@ void centroid_dots_simd(const float* x, int32_t dim, const float* centroids, int
     for (int32_t i = 0; i < dim; ++i) {
       const float* row = centroids + int64_t{i} * count + c;  // [count] f32
       const auto value = hn::Set(d, x[i]);
-      first = hn::MulAdd(value, hn::LoadU(d, row), first);
-      second = hn::MulAdd(value, hn::LoadU(d, row + lanes), second);
+      first = hn::Add(first, hn::Mul(value, hn::LoadU(d, row)));
+      second = hn::Add(second, hn::Mul(value, hn::LoadU(d, row + lanes)));
     }
     hn::StoreU(first, d, dots + c);
     hn::StoreU(second, d, dots + c + lanes);
@@ -34,7 +34,7 @@ void centroid_dots_simd(const float* x, int32_t dim, const float* centroids, int
   for (; c + lanes <= count; c += lanes) {
     auto sum = hn::Zero(d);
     for (int32_t i = 0; i < dim; ++i) {
-      sum = hn::MulAdd(hn::Set(d, x[i]), hn::LoadU(d, centroids + int64_t{i} * count + c), sum);
+      sum = hn::Add(sum, hn::Mul(hn::Set(d, x[i]), hn::LoadU(d, centroids + int64_t{i} * count + c)));
     }
     hn::StoreU(sum, d, dots + c);
   }

@@ -1,5 +1,6 @@
 // Dot products of one vector with many centroids that are stored dimension by dimension, and the nearest of them. Used to train,
-// to encode and to make lookup tables. Thread-safe; nothing is kept; pointers need no alignment.
+// to encode and to make lookup tables. The same bits on every instruction set. Thread-safe; nothing is kept; pointers need no
+// alignment.
 #pragma once
 
 #include <cstdint>

@@ -282,7 +282,7 @@ RAREFY_VNNI_ATTR void score_tile(const NibbleTables& queries, int32_t first_quer
       for (int32_t query = 0; query < kQueries; ++query) {
         const hn::Vec<decltype(df)> sum{_mm512_cvtepi32_ps(sums[query * kBlocks + block])};
         const auto offset = hn::Set(df, queries.offsets[first_query + query]);
-        output.store(df, hn::MulAdd(sum, hn::Set(df, queries.steps[first_query + query]), offset), query, block, 0);
+        output.store(df, hn::Add(hn::Mul(sum, hn::Set(df, queries.steps[first_query + query])), offset), query, block, 0);
       }
       continue;
     }
@@ -335,7 +335,7 @@ void offset_run(const uint16_t* sums,  // [num_blocks, 16] u16
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
   for (int32_t at = 0; at < num_blocks * kNibbleBlockTokens; at += lanes) {
     const auto sum = hn::Sub(hn::PromoteTo(di, hn::LoadU(d16, sums + at)), hn::Set(di, middle));
-    output.store(df, hn::MulAdd(hn::ConvertTo(df, sum), hn::Set(df, step), hn::Set(df, offset)), 0, 0, at);
+    output.store(df, hn::Add(hn::Mul(hn::ConvertTo(df, sum), hn::Set(df, step)), hn::Set(df, offset)), 0, 0, at);
   }
 }
 
