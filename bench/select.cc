@@ -3,6 +3,7 @@
 #include <benchmark/benchmark.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <random>
 #include <string>
@@ -36,35 +37,65 @@ struct Index {
       rows.push_back(keys.data() + int64_t{block} * block_tokens * kHeadDim);
     }
   }
+  // Trains on the keys that there are; a survey's sample is every other block.
+  void train() {
+    head.trained = trained.reserve(static_cast<size_t>(selector->trained_bytes()) + 1);
+    const int32_t num_tokens = selector->training_tokens();
+    if (num_tokens > 0 &&
+        !selector->train(head, normal(int64_t{num_tokens} * kHeadDim, 1.0f).data(), num_tokens, trained.data()).ok())
+      std::abort();
+  }
+  void survey(std::byte* state) {
+    const int64_t num_values = selector->survey_values();
+    if (num_values == 0) return;
+    numbers.resize(static_cast<size_t>(num_values) * entries.size());
+    const rarefy::ScoreBlocks all = blocks();
+    selector->survey(state, all, numbers.data());
+    rarefy::Survey survey{numbers.data(), all.num_blocks, kNumTokens, all};
+    survey.sample.survey = numbers.data();
+    survey.sample.survey_stride = num_values;
+    selector->settle(state, survey);
+  }
+  rarefy::ScoreBlocks blocks() const {
+    rarefy::ScoreBlocks result{head, static_cast<int32_t>(entries.size()), 0, entries.data(), rows.data(), kHeadDim};
+    result.survey = numbers.data();
+    result.survey_stride = selector->survey_values();
+    return result;
+  }
   void encode() {
     const int32_t block_tokens = selector->block_tokens();
     for (size_t block = 0; block < entries.size(); ++block) {
-      selector->encode({0, 0}, {static_cast<const float*>(rows[block]), block_tokens, 0}, const_cast<std::byte*>(entries[block]));
+      const auto* block_keys = static_cast<const float*>(rows[block]);
+      selector->encode(head, {block_keys, block_tokens, 0, block_keys}, const_cast<std::byte*>(entries[block]));
     }
   }
 
   std::shared_ptr<const rarefy::Selector> selector;
-  std::vector<float> keys, q;              // [num_tokens, head_dim] f32; [group, head_dim] f32
-  rarefy::AlignedBuffer entry_memory;
-  std::vector<const std::byte*> entries;   // [num_blocks] pointers to [block_bytes] bytes
-  std::vector<const void*> rows;           // [num_blocks] pointers to [block_tokens, head_dim] f32
+  std::vector<float> keys, q;  // [num_tokens, head_dim] f32; [group, head_dim] f32
+  rarefy::AlignedBuffer entry_memory, trained;
+  rarefy::HeadId head;
+  std::vector<float> numbers;             // [num_blocks, survey_values] f32
+  std::vector<const std::byte*> entries;  // [num_blocks] pointers to [block_bytes] bytes
+  std::vector<const void*> rows;          // [num_blocks] pointers to [block_tokens, head_dim] f32
 };
 
 void encode(benchmark::State& state, const std::string& name) {
   Index index(name);
+  index.train();
   for (auto _ : state) index.encode();
   state.SetItemsProcessed(state.iterations() * kNumTokens);
 }
 
 void score(benchmark::State& state, const std::string& name) {
   Index index(name);
+  index.train();
   index.encode();
   rarefy::AlignedBuffer query, scores;
-  index.selector->prepare({0, 0}, index.q.data(), query.reserve(index.selector->query_state_bytes()));
+  index.selector->prepare(index.head, index.q.data(), query.reserve(index.selector->query_state_bytes()));
   auto* out = reinterpret_cast<float*>(scores.reserve(sizeof(float) * kGroup * kNumTokens));  // [group, num_tokens] f32
-  const rarefy::ScoreBlocks blocks{{0, 0}, static_cast<int32_t>(index.entries.size()), 0, index.entries.data(), index.rows.data(), kHeadDim};
   for (auto _ : state) {
-    index.selector->score(query.data(), blocks, out, kNumTokens);
+    index.survey(query.data());
+    index.selector->score(query.data(), index.blocks(), out, kNumTokens);
     benchmark::DoNotOptimize(out);
   }
   state.SetItemsProcessed(state.iterations() * kNumTokens);
@@ -72,8 +103,9 @@ void score(benchmark::State& state, const std::string& name) {
 }
 
 void filter(benchmark::State& state) {
-  const auto scores = normal(int64_t{kGroup} * kNumTokens + rarefy::cpu::kCandidatePadding, 2.0f);  // [group, num_tokens] f32
-  const std::vector<float> log_sums(kGroup, 9.6f);                                                  // [group] f32
+  const auto scores =
+      normal(int64_t{kGroup} * kNumTokens + rarefy::cpu::kCandidatePadding, 2.0f);  // [group, num_tokens] f32
+  const std::vector<float> log_sums(kGroup, 9.6f);                                  // [group] f32
   std::vector<float> maxima(kGroup), kept(kNumTokens + rarefy::cpu::kCandidatePadding);
   std::vector<int32_t> token_ids(kept.size());
   rarefy::cpu::CandidateFilter candidates;
@@ -83,7 +115,8 @@ void filter(benchmark::State& state) {
   candidates.keep_keys_above(-3.0f);
   int32_t count = 0;
   for (auto _ : state) {
-    count = rarefy::cpu::filter_candidates(candidates, scores.data(), kNumTokens, 0, kNumTokens, maxima.data(), token_ids.data(), kept.data());
+    count = rarefy::cpu::filter_candidates(candidates, scores.data(), kNumTokens, 0, kNumTokens, maxima.data(),
+                                           token_ids.data(), kept.data());
     benchmark::DoNotOptimize(count);
   }
   state.SetItemsProcessed(state.iterations() * kNumTokens);
@@ -104,7 +137,8 @@ void draw(benchmark::State& state) {
   uint32_t seed = 0;
   for (auto _ : state) {
     const rarefy::SpendRule rule{rarefy::Spend::priority, kBudget, 32768, 0.0, {++seed, 2}};
-    benchmark::DoNotOptimize(rarefy::spend(rule, thresholds, {token_ids.data(), scores.data(), kCandidates}, scratch, out_ids.data(), out_weights.data()));
+    benchmark::DoNotOptimize(rarefy::spend(rule, thresholds, {token_ids.data(), scores.data(), kCandidates}, scratch,
+                                           out_ids.data(), out_weights.data()));
   }
 }
 BENCHMARK(draw);
@@ -115,8 +149,25 @@ BENCHMARK_CAPTURE(score, quest16_int8, "quest16:int8");
 BENCHMARK_CAPTURE(score, sign, "sign");
 BENCHMARK_CAPTURE(score, sign64, "sign64");
 BENCHMARK_CAPTURE(score, q2, "q2");
+BENCHMARK_CAPTURE(score, quest16_int4, "quest16:int4");
+BENCHMARK_CAPTURE(score, quest32_int4, "quest32:int4");
+BENCHMARK_CAPTURE(score, pq16x4, "pq16x4");
+BENCHMARK_CAPTURE(score, pq8x8, "pq8x8");
+BENCHMARK_CAPTURE(score, pq4x8, "pq4x8");
+BENCHMARK_CAPTURE(score, pq2x6, "pq2x6");
+BENCHMARK_CAPTURE(score, ds16, "ds16");
+BENCHMARK_CAPTURE(score, magicpig, "magicpig");
+BENCHMARK_CAPTURE(score, socket, "socket");
+BENCHMARK_CAPTURE(score, quest32_int4_sign, "quest32:int4+sign");
+BENCHMARK_CAPTURE(score, quest16_int8_q2, "quest16:int8+q2");
 BENCHMARK_CAPTURE(encode, sign, "sign");
 BENCHMARK_CAPTURE(encode, sign64, "sign64");
 BENCHMARK_CAPTURE(encode, q2, "q2");
+BENCHMARK_CAPTURE(encode, quest32_int4, "quest32:int4");
+BENCHMARK_CAPTURE(encode, pq16x4, "pq16x4");
+BENCHMARK_CAPTURE(encode, pq8x8, "pq8x8");
+BENCHMARK_CAPTURE(encode, ds16, "ds16");
+BENCHMARK_CAPTURE(encode, magicpig, "magicpig");
+BENCHMARK_CAPTURE(encode, socket, "socket");
 
 }  // namespace
