@@ -54,7 +54,8 @@ double soft_collision_score(const float* q,  // [head_dim] f32; multiplied by th
 struct LineFit {
   double slope = 0.0, intercept = 0.0, residual_variance = 0.0;
 };
-LineFit fit_line(const std::vector<double>& x, const std::vector<double>& y);  // [count] f64 each
+LineFit fit_line(const std::vector<double>& x,   // [count] f64
+                 const std::vector<double>& y);  // [count] f64
 
 double log_sum_exp(const double* values, int64_t count);  // [count] f64
 

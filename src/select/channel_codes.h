@@ -61,8 +61,8 @@ class ChannelCodeSelector final : public Selector {
   void score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const override;
 
   TrainedChannels trained_channels(const std::byte* trained) const;  // [trained_bytes] bytes
-  int32_t code(const std::byte* entry, int32_t token,
-               int32_t index) const;  // of channel number `index`; entry [block_bytes] bytes
+  // Of channel number `index`: entry [block_bytes] bytes
+  int32_t code(const std::byte* entry, int32_t token, int32_t index) const;
   int32_t num_levels() const { return 1 << bits_; }
   float table_step(const std::byte* state, int32_t query) const;  // state [query_state_bytes] bytes
   int32_t num_groups() const { return num_channels_ * bits_ / 4; }

@@ -46,14 +46,16 @@ class MagicPigSelector final : public Selector {
   void score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const override;
 
   const HashPlanes& planes() const { return planes_; }
-  // The id of a token in one table, and that of a query: entry [block_bytes] bytes, state [query_state_bytes] bytes
+  // The id of a token in one table: entry [block_bytes] bytes
   int32_t token_id(const std::byte* entry, int32_t token, int32_t table) const;
+  // The id of a query: state [query_state_bytes] bytes
   int32_t query_id(const std::byte* state, int32_t query, int32_t table) const;
 
  private:
   int32_t id_bytes() const { return num_signs_ <= 8 ? 1 : 2; }
   // Ids of a lifted vector by its projections: projections [num_planes] f32
   int32_t id_of(const float* projections, int32_t table) const;
+  // state [query_state_bytes] bytes, scores [group, score_stride] f32
   template <typename Id>
   void score_ids(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const;
   int64_t ids_offset() const;  // of a query state

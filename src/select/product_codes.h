@@ -49,6 +49,7 @@ class ProductCodeSelector final : public Selector {
   bool uses_nibbles() const { return bits_ == 4; }
   void set_code(std::byte* entry, int32_t token, int32_t piece, int32_t code) const;  // entry [block_bytes] bytes
   int32_t padded_group() const { return (shape_.group + 3) / 4 * 4; }
+  // state [query_state_bytes] bytes, scores [group, score_stride] f32
   template <int32_t kWidth>
   void score_stream(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const;
 

@@ -72,7 +72,7 @@ class RotatedCodeSelector final : public Selector {
  private:
   // Residual norms, then the largest |v|, behind a block of nibble_scores.h.
   static constexpr int64_t kBoundBytes = (cpu::kNibbleBlockTokens + 1) * 2;
-  // The residual norm of a token that has been encoded: key and rotated [head_dim] f32, entry [block_bytes] bytes
+  // The residual norm of a token that has been encoded: key [head_dim] f32, rotated [head_dim] f32, entry [block_bytes] bytes
   uint16_t residual_norm_bf16(const float* key, const float* rotated, int32_t token, float scale,
                               const std::byte* entry) const;
 

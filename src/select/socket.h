@@ -49,6 +49,7 @@ class SocketSelector final : public Selector {
   int32_t low_signs() const { return (num_signs_ + 1) / 2; }
   int32_t padded_group() const { return (shape_.group + 3) / 4 * 4; }
   int64_t table_rows() const { return (int64_t{1} << low_signs()) + (int64_t{1} << (num_signs_ - low_signs())); }
+  // state [query_state_bytes] bytes, scores [group, score_stride] f32
   template <int32_t kWidth>
   void score_tables(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const;
 
