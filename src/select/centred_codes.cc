@@ -9,6 +9,7 @@
 
 #include "cpu/select/key_rows.h"
 #include "select/builtin_selectors.h"
+#include "select/outward.h"
 
 namespace rarefy {
 namespace {
@@ -48,6 +49,8 @@ struct StateHead {
   float steps[kMaxGroup];       // [group] f32; of the tables
   float mean_steps[kMaxGroup];  // [group] f32; of the rounded query
   float q_sums[kMaxGroup];      // [group] f32; sum of the rounded query
+  float norms[kMaxGroup];       // [group] f32; |q|, rounded up
+  float abs_sums[kMaxGroup];    // [group] f32; sum of |q_d|, rounded up
 };
 static_assert(sizeof(StateHead) % 64 == 0);
 
@@ -57,8 +60,8 @@ int64_t rounded_bytes(const SelectorShape& shape) {
 
 }  // namespace
 
-CentredSignSelector::CentredSignSelector(const SelectorShape& shape)
-    : shape_(shape), rotation_(shape.head_dim), num_planes_(cpu::num_sign_planes(shape.head_dim)) {}
+CentredSignSelector::CentredSignSelector(const SelectorShape& shape, bool bounds)
+    : shape_(shape), rotation_(shape.head_dim), num_planes_(cpu::num_sign_planes(shape.head_dim)), bounds_(bounds) {}
 
 void CentredSignSelector::store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const {
   const int32_t half = shape_.head_dim / 2;
@@ -112,6 +115,34 @@ void CentredSignSelector::encode(HeadId, const BlockKeys& block, std::byte* entr
     for (int32_t dim = 0; dim < head_dim; ++dim) row[dim] -= step * (static_cast<float>(mean[dim]) - kMeanMiddle);
     store_signs(row, head_dim, token, reinterpret_cast<uint8_t*>(entry + codes_offset()));
   }
+  if (bounds_) store_bounds(block, first, rotated.get(), entry);
+}
+
+void CentredSignSelector::store_bounds(const BlockKeys& block, int32_t first, const float* centred,
+                                       std::byte* entry) const {
+  const int32_t head_dim = shape_.head_dim;
+  std::byte* stored = entry + residuals_offset();                                // [65] bf16
+  const auto* codes = reinterpret_cast<const uint8_t*>(entry + codes_offset());  // [plane_block_bytes] u8
+  for (int32_t token = first; token < block.num_tokens; ++token) {
+    const double scale = double{cpu::e4m4_to_float(codes[cpu::plane_scale_offset(num_planes_, token)])};
+    const float* row = centred + int64_t{token - first} * head_dim;  // [head_dim] f32
+    const float* key = block.keys + int64_t{token} * head_dim;       // [head_dim] f32
+    double square = 0.0, key_square = 0.0, mean_magnitude = 0.0;
+    for (int32_t dim = 0; dim < head_dim; ++dim) {
+      const double difference = double{row[dim]} - (row[dim] >= 0.0f ? scale : -scale);
+      square += difference * difference;
+      key_square += double{key[dim]} * double{key[dim]};
+      mean_magnitude += std::abs(double{row[dim]});
+    }
+    // Taking off the mean is one more rounding of each component: at most that of its result and of the mean.
+    const double error = rotation_rounding(head_dim) * std::sqrt(key_square) +
+                         2.0 * kUnitRoundoff * (mean_magnitude + std::sqrt(key_square));
+    const uint16_t residual = bf16_outward(float_above(std::sqrt(square) + error), true);
+    std::memcpy(stored + 2 * token, &residual, sizeof(residual));
+  }
+  const uint16_t norm = largest_norm_bf16(block.values + int64_t{first} * head_dim, block.num_tokens - first, head_dim);
+  if (first > 0 && load_bf16(stored + 2 * kBlockTokens) > bf16_to_float(norm)) return;
+  std::memcpy(stored + 2 * kBlockTokens, &norm, sizeof(norm));
 }
 
 size_t CentredSignSelector::query_state_bytes() const {
@@ -132,6 +163,14 @@ void CentredSignSelector::prepare(HeadId, const float* q, std::byte* state) cons
     head.q_sums[query] = static_cast<float>(std::accumulate(row, row + shape_.head_dim, int32_t{0}));
     head.steps[query] =
         cpu::make_plane_table(rotated.data(), shape_.head_dim, tables + query * cpu::plane_table_bytes(num_planes_));
+    if (!bounds_) continue;
+    double square = 0.0, sum = 0.0;
+    for (int32_t dim = 0; dim < shape_.head_dim; ++dim) {
+      square += double{rotated[dim]} * double{rotated[dim]};
+      sum += std::abs(double{rotated[dim]});
+    }
+    head.norms[query] = float_above(std::sqrt(square) * (1.0 + 32.0 * kUnitRoundoff));
+    head.abs_sums[query] = float_above(sum);
   }
 }
 
@@ -173,15 +212,45 @@ void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& block
   }
 }
 
+void CentredSignSelector::bound(const std::byte* state, const ScoreBlocks& blocks, float* bounds,
+                                int64_t bound_stride) const {
+  const auto& head = *reinterpret_cast<const StateHead*>(state);
+  const auto head_dim = static_cast<float>(shape_.head_dim);
+  score(state, blocks, bounds, bound_stride);
+  for (int32_t block = 0; block < blocks.num_blocks; ++block) {
+    const std::byte* entry = blocks.entries[block];                                // [block_bytes] bytes
+    const auto* codes = reinterpret_cast<const uint8_t*>(entry + codes_offset());  // [plane_block_bytes] u8
+    float step = 0.0f;
+    std::memcpy(&step, entry, sizeof(step));
+    for (int32_t query = 0; query < shape_.group; ++query) {
+      const float rounding = 2.0f * (head_dim + 8.0f) * kUnitRoundoff * head.abs_sums[query];
+      // Half a step of the rounded query times the largest mean, and f32 sums over 0 .. 14 less 7.
+      const float of_mean = step * (0.5001f * kMeanSteps * head.mean_steps[query] * head_dim + 22.0f * rounding);
+      const float of_signs = 1.5001f * static_cast<float>(num_planes_) * head.steps[query] + rounding;  // times the scale
+      for (int32_t token = 0; token < kBlockTokens; ++token) {
+        float& value = bounds[query * bound_stride + int64_t{block} * kBlockTokens + token];
+        const float scale = cpu::e4m4_to_float(codes[cpu::plane_scale_offset(num_planes_, token)]);
+        const float residual = load_bf16(entry + residuals_offset() + 2 * token);
+        const float slack = head.norms[query] * residual + scale * of_signs + of_mean;
+        value += slack + 16.0f * kUnitRoundoff * (std::abs(value) + slack);
+      }
+    }
+  }
+}
+
+void CentredSignSelector::value_bounds(const ScoreBlocks& blocks, float* norms) const {
+  for (int32_t i = 0; i < blocks.num_blocks; ++i) norms[i] = load_bf16(blocks.entries[i] + block_bytes() - 2);
+}
+
 Expected<std::shared_ptr<const Selector>> make_centred_sign_selector(const SelectorShape& shape, std::string_view options) {
-  if (!options.empty()) {
-    return Status::invalid_argument("selector: sign64 takes no options, got '" + std::string(options) + "'");
+  if (!options.empty() && options != "bound") {
+    return Status::invalid_argument("selector: sign64 takes the option bound or none, got '" + std::string(options) + "'");
   }
   if (shape.head_dim % 4 != 0 || shape.head_dim > kMaxHeadDim) {
     return Status::unsupported("selector: sign64 needs a head_dim that is a multiple of 4 and at most 1024, got " +
                                std::to_string(shape.head_dim));
   }
-  return std::make_shared<const CentredSignSelector>(shape);
+  return std::make_shared<const CentredSignSelector>(shape, !options.empty());
 }
 
 }  // namespace rarefy

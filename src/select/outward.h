@@ -11,6 +11,14 @@
 
 namespace rarefy {
 
+inline constexpr float kUnitRoundoff = 0x1p-24f;
+
+// How far |R k| in f32 can put q . k off, for both sides together and relative to |q| |k|: a rotation (select/rotation.h) has
+// 2 (1 + log2 head_dim) roundings in a row, relative to the norm, and its factors are off by 3 units, four times.
+inline double rotation_rounding(int32_t head_dim) {
+  return (8.0 * (1.0 + std::log2(head_dim)) + 32.0) * double{kUnitRoundoff};
+}
+
 inline float bf16_to_float(uint16_t bits) { return to_float(BFloat16{bits}); }
 
 inline float load_bf16(const std::byte* from) {  // [2] bytes

@@ -22,7 +22,6 @@ namespace {
 
 constexpr int32_t kMaxHeadDim = 1024;
 constexpr int32_t kChunkBlocks = 16;  // pages scored at a time
-constexpr float kUnitRoundoff = 0x1p-24f;
 
 enum class Format { bf16, int8, int4 };
 

@@ -14,8 +14,6 @@ namespace {
 constexpr int32_t kMaxHeadDim = 1024;
 constexpr float kLargestHalf = 65504.0f;
 
-constexpr float kUnitRoundoff = 0x1p-24f;
-
 // A query state: this, then the tables.
 struct StateHead {
   float steps[kMaxGroup];         // [group] f32; of the tables
@@ -108,9 +106,7 @@ uint16_t RotatedCodeSelector::residual_norm_bf16(const float* key, const float* 
     square += difference * difference;
     key_square += double{key[dim]} * double{key[dim]};
   }
-  // A rotation has 2 (1 + log2 head_dim) roundings in a row, relative to the norm, for the key and for the query alike; its
-  // factors are off by 3 units, four times.
-  const double rotation_error = (8.0 * (1.0 + std::log2(shape_.head_dim)) + 32.0) * kUnitRoundoff * std::sqrt(key_square);
+  const double rotation_error = rotation_rounding(shape_.head_dim) * std::sqrt(key_square);
   return bf16_outward(float_above(std::sqrt(square) + rotation_error), true);
 }
 

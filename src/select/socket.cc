@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "select/builtin_selectors.h"
@@ -108,7 +109,8 @@ void SocketSelector::score_tables(const std::byte* state, const ScoreBlocks& blo
         const float* high = table + (int64_t{low_mask} + 1 + (id >> low_signs())) * kWidth;  // [kWidth] f32
         for (int32_t j = 0; j < kWidth; ++j) sums[j] += low[j] * high[j];
       }
-      const float norm = std::log(value_norm(blocks.entries[block], token));
+      // A value of zeros gets a score below all others, but a finite one.
+      const float norm = std::log(std::max(value_norm(blocks.entries[block], token), std::numeric_limits<float>::min()));
       for (int32_t query = 0; query < shape_.group; ++query) {
         scores[query * score_stride + int64_t{block} * kBlockTokens + token] = std::log(sums[query]) + norm;
       }

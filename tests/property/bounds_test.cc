@@ -18,8 +18,8 @@ double norm_of(const float* row, int32_t dim) {
 
 const std::vector<std::string>& bounded_selectors() {
   static const std::vector<std::string> names = {
-      "quest16:bound", "quest32:bound", "quest16:int8:bound", "quest32:int4:bound",
-      "sign:bound",    "q2:bound",      "quest32+q2:bound",   "quest16:int4:bound+sign64"};
+      "quest16:bound", "quest32:bound",    "quest16:int8:bound",        "quest32:int4:bound", "sign:bound",
+      "q2:bound",      "quest32+q2:bound", "quest16:int4:bound+sign64", "sign64:bound",       "quest32:int4+sign64:bound"};
   return names;
 }
 
@@ -58,7 +58,7 @@ TEST(Bounds, HoldForEveryTokenAndValue) {
 // A key whose quantisation error points along the query reaches its bound: here keys are one of few directions and the query
 // is such an error, so that a bound without the residual, or with half of it, would be broken.
 TEST(Bounds, AreNearlyReached) {
-  for (const std::string name : {"sign:bound", "q2:bound"}) {
+  for (const std::string name : {"sign:bound", "q2:bound", "sign64:bound"}) {
     constexpr int32_t kDim = 16;
     const Case c(name, kDim, 4, 16 * 800, DType::f32, kSeed + 1, 0.0f);
     const auto bounds = c.bounds(), scores = c.scores();

@@ -46,6 +46,7 @@ const std::vector<std::string>& all_selectors() {
                                                  "quest16+sign64",
                                                  "quest32+pq8x4",
                                                  "hard:quest16:int4+ds16@0.2",
+                                                 "sign64:bound",
                                                  "magicpig:4x20",
                                                  "magicpig:10x8",
                                                  "socket:5x9",
