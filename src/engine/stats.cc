@@ -130,8 +130,14 @@ void ListCounts::merge(const ListCounts& other) {
   dense += other.dense;
 }
 
-bool AuditStats::promise_broken() const {
-  return promised_pairs > 0 && (delta > 0.0 ? rate_limits(violations, promised_pairs).lower > delta : violations > 0);
+bool PromiseCounts::broken() const {
+  return pairs > 0 && (delta > 0.0 ? rate_limits(violations, pairs).lower > delta : violations > 0);
+}
+
+void PromiseCounts::merge(const PromiseCounts& other) {
+  if (other.pairs > 0) eps = other.eps, delta = other.delta;
+  pairs += other.pairs;
+  violations += other.violations;
 }
 
 void AuditStats::add(const AuditedStep& step) {
@@ -139,17 +145,17 @@ void AuditStats::add(const AuditedStep& step) {
   layer_error.resize(static_cast<size_t>(step.num_layers));
   head_error.resize(static_cast<size_t>(step.num_layers) * num_heads);
   ++layer_steps;
-  eps = step.eps;
-  delta = step.delta;
+  promise.eps = step.eps;
+  promise.delta = step.delta;
   for (size_t head = 0; head < num_heads; ++head) {
     const double value = step.error[head], estimate = step.out_rel_std[head];
     error.add(value);
     layer_error[static_cast<size_t>(step.layer)].add(value);
     head_error[static_cast<size_t>(step.layer) * num_heads + head].add(value);
     mass.add(step.mass[head]);
-    if (eps > 0.0) {
-      ++promised_pairs;
-      if (!(value <= eps)) ++violations;
+    if (step.eps > 0.0) {
+      ++promise.pairs;
+      if (!(value <= step.eps)) ++promise.violations;
     }
     if (estimate > 0.0) {
       ++certificate_pairs;
@@ -171,9 +177,7 @@ void AuditStats::merge(const AuditStats& other) {
   certificate_ratio.merge(other.certificate_ratio);
   certificate_pairs += other.certificate_pairs;
   certificate_covered += other.certificate_covered;
-  if (other.promised_pairs > 0) eps = other.eps, delta = other.delta;
-  promised_pairs += other.promised_pairs;
-  violations += other.violations;
+  promise.merge(other.promise);
   if (other.worst.error > worst.error || worst.layer < 0) worst = other.worst;
 }
 
@@ -245,15 +249,11 @@ std::string RunStats::to_json() const {
           {"head", audit.worst.head},
           {"position", audit.worst.position}}},
     };
-    if (audit.promised_pairs > 0) {
-      const RateLimits limits = rate_limits(audit.violations, audit.promised_pairs);
+    if (audit.promise.pairs > 0) {
+      const RateLimits limits = rate_limits(audit.promise.violations, audit.promise.pairs);
       json["audited"]["violations"] = {
-          {"eps", audit.eps},
-          {"delta", audit.delta},
-          {"pairs", audit.promised_pairs},
-          {"count", audit.violations},
-          {"rate", audit.violation_rate()},
-          {"rate_lower_95", limits.lower},
+          {"eps", audit.promise.eps},          {"delta", audit.promise.delta}, {"pairs", audit.promise.pairs},
+          {"count", audit.promise.violations}, {"rate", audit.promise.rate()}, {"rate_lower_95", limits.lower},
           {"rate_upper_95", limits.upper},
       };
     }

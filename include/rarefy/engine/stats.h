@@ -62,6 +62,19 @@ struct ListCounts {
   int64_t total() const { return first + enlarged + capped + dense; }
 };
 
+// How the promise of a policy with eps was kept over all audited (step, layer, head) triples, those of capped and fallen-back
+// lists included.
+struct PromiseCounts {
+  double eps = 0.0;    // 0 = none was given
+  double delta = 0.0;  // promised share of violations; 0 = none is allowed
+  int64_t pairs = 0;
+  int64_t violations = 0;  // audited error > eps
+  double rate() const { return pairs > 0 ? static_cast<double>(violations) / static_cast<double>(pairs) : 0.0; }
+  // Whether there are more violations than promised, beyond what chance explains at 95 %.
+  bool broken() const;
+  void merge(const PromiseCounts& other);
+};
+
 // KV traffic of decode steps. `dense_bytes` is what dense attention would have read in the same steps. Everything but the last
 // three counts full-attention layers, the only ones that a policy applies to; so do density and bytes_ratio.
 struct Traffic {
@@ -123,15 +136,7 @@ struct AuditStats {
   int64_t certificate_pairs = 0;            // heads with an estimated error
   int64_t certificate_covered = 0;          // of these, audited error <= 1.96 * estimated error
   WorstPlace worst;
-  // Of a policy with eps, over all audited (step, layer, head) triples, those of capped and fallen-back lists included:
-  double eps = 0.0, delta = 0.0;
-  int64_t promised_pairs = 0;
-  int64_t violations = 0;  // audited error > eps
-  double violation_rate() const {
-    return promised_pairs > 0 ? static_cast<double>(violations) / static_cast<double>(promised_pairs) : 0.0;
-  }
-  // Whether more errors exceed eps than promised, beyond what chance explains at 95 %.
-  bool promise_broken() const;
+  PromiseCounts promise;
 
   void add(const AuditedStep& step);
   void merge(const AuditStats& other);
