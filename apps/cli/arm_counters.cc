@@ -25,6 +25,8 @@ void ArmCounters::add(const RunStats& stats) {
   other.audited_max = stats.audit.error.max();
   other.certificate_pairs = stats.audit.certificate_pairs;
   other.certificate_covered = stats.audit.certificate_covered;
+  other.lists = stats.lists;
+  other.promise = stats.audit.promise;
   add(other);
 }
 
@@ -39,6 +41,8 @@ void ArmCounters::add(const ArmCounters& other) {
   audited_max = std::max(audited_max, other.audited_max);
   certificate_pairs += other.certificate_pairs;
   certificate_covered += other.certificate_covered;
+  lists.merge(other.lists);
+  promise.merge(other.promise);
 }
 
 double ArmCounters::estimated_rms() const { return root_mean_square(estimated_squares, estimated_count); }
@@ -60,7 +64,15 @@ nlohmann::json ArmCounters::to_json() const {
           {"audited_squares", audited_squares},
           {"audited_max", audited_max},
           {"certificate_pairs", certificate_pairs},
-          {"certificate_covered", certificate_covered}};
+          {"certificate_covered", certificate_covered},
+          {"lists_first", lists.first},
+          {"lists_enlarged", lists.enlarged},
+          {"lists_capped", lists.capped},
+          {"lists_dense", lists.dense},
+          {"promise_eps", promise.eps},
+          {"promise_delta", promise.delta},
+          {"promise_pairs", promise.pairs},
+          {"promise_violations", promise.violations}};
 }
 
 ArmCounters ArmCounters::from_json(const nlohmann::json& json) {
@@ -81,6 +93,15 @@ ArmCounters ArmCounters::from_json(const nlohmann::json& json) {
   counters.audited_max = json.at("audited_max");
   counters.certificate_pairs = json.at("certificate_pairs");
   counters.certificate_covered = json.at("certificate_covered");
+  // Records of versions without eps= lack these.
+  counters.lists.first = json.value("lists_first", int64_t{0});
+  counters.lists.enlarged = json.value("lists_enlarged", int64_t{0});
+  counters.lists.capped = json.value("lists_capped", int64_t{0});
+  counters.lists.dense = json.value("lists_dense", int64_t{0});
+  counters.promise.eps = json.value("promise_eps", 0.0);
+  counters.promise.delta = json.value("promise_delta", 0.0);
+  counters.promise.pairs = json.value("promise_pairs", int64_t{0});
+  counters.promise.violations = json.value("promise_violations", int64_t{0});
   return counters;
 }
 
@@ -91,6 +112,20 @@ void ArmCounters::describe(nlohmann::ordered_json& record) const {
   record["dense_step_share"] =
       steps > 0 ? static_cast<double>(traffic.dense_layer_steps) / static_cast<double>(steps) : 1.0;
   if (estimated_count > 0) record["estimated_error_rms"] = estimated_rms();
+  if (lists.total() > 0) {
+    record["lists_first"] = lists.first;
+    record["lists_enlarged"] = lists.enlarged;
+    record["lists_capped"] = lists.capped;
+    record["lists_dense"] = lists.dense;
+  }
+  if (promise.pairs > 0) {
+    const RateLimits limits = rate_limits(promise.violations, promise.pairs);
+    record["eps"] = promise.eps;
+    record["delta"] = promise.delta;
+    record["audited_pairs"] = promise.pairs;
+    record["audited_violation_rate"] = promise.rate();
+    record["audited_violation_rate_upper_95"] = limits.upper;
+  }
   if (audited_count > 0) {
     record["audited_error_rms"] = audited_rms();
     record["audited_error_max"] = audited_max;

@@ -19,6 +19,8 @@ struct ArmCounters {
   double audited_max = 0.0;
   int64_t certificate_pairs = 0;
   int64_t certificate_covered = 0;
+  ListCounts lists;
+  PromiseCounts promise;
 
   void add(const RunStats& stats);
   void add(const ArmCounters& other);

@@ -7,6 +7,7 @@
 
 #include "resume_file.h"
 #include "run_record.h"
+#include "run_table.h"
 #include "table.h"
 #include "terminal.h"
 
@@ -67,7 +68,13 @@ std::string cost_table(const std::vector<Arm>& arms, const std::vector<ArmCounte
                    fmt::format("{:.4f}", one.traffic.bytes_ratio()), when(one.estimated_count, one.estimated_rms()),
                    when(one.audited_count, one.audited_rms()), fmt::format("{:.2f}", ms_per_token(one))});
   }
-  return table.text();
+  std::string text = table.text();
+  for (size_t i = 0; i < arms.size(); ++i) {
+    if (counters[i].lists.total() > 0) text += fmt::format("{}: {}\n", arms[i].name, lists_text(counters[i].lists));
+    if (counters[i].promise.pairs > 0)
+      text += fmt::format("{}, audited: {}\n", arms[i].name, promise_text(counters[i].promise));
+  }
+  return text;
 }
 
 std::string policy_lines(const std::vector<Arm>& arms) {

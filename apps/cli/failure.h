@@ -16,6 +16,7 @@ enum class ExitCode : int {
   usage = 2,              // flags and policies
   bad_input = 3,          // a model, text or question file that cannot be used
   below_expectation = 4,  // demo: too few right answers
+  promise_broken = 5,     // --audit-fail: more audited errors above eps than delta
   cancelled = 130,        // Ctrl-C
   closed_pipe = 141,      // the reader of standard output went away
 };

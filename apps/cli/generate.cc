@@ -68,6 +68,7 @@ void run(const Flags& flags) {
   const LoadedModel loaded = load_model(flags.model);
   const ModelConfig& config = loaded.model->config();
   const Policy policy = parse_policy(flags.policy, config);
+  check_audit_fail(flags.model, policy.eps > 0.0);
   SamplerOptions sampler = flags.sampler;
   sampler.seed = flags.model.seed;
   check(Sampler::make(sampler).status(), ExitCode::usage);
@@ -135,6 +136,7 @@ void run(const Flags& flags) {
     fmt::print(stderr, "rarefy: stopped because the context of {} tokens is full\n", ctx_size);
   }
   if (cancelled) fail(ExitCode::cancelled, "cancelled");
+  fail_broken_promise(flags.model, stats.audit.promise);
 }
 
 }  // namespace
@@ -146,6 +148,7 @@ void add_generate(CLI::App& parent) {
                             "The text goes to standard output, speed and error figures to standard error.",
                             "  rarefy generate -f document.txt -p 'Question: ...' -n 64 --policy 50x --audit 0.05");
   add_model_flags(*verb, flags->model);
+  add_audit_fail_flag(*verb, flags->model);
   verb->add_option("-f,--file", flags->file, "text file, UTF-8; - is standard input")->type_name("FILE");
   verb->add_option("-p,--prompt", flags->prompt, "text; after that of -f when both are given")->type_name("TEXT");
   verb->add_option("-n,--predict", flags->predict, "tokens to generate (default 128)")

@@ -8,6 +8,7 @@
 
 #include "failure.h"
 #include "rarefy/core/device.h"
+#include "run_table.h"
 
 namespace rarefy::cli {
 namespace {
@@ -50,6 +51,21 @@ void add_model_flags(CLI::App& verb, ModelFlags& flags) {
                   "recompute this share of the sparse (layer, step) pairs densely and compare, 0 to 1")
       ->check(CLI::Range(0.0, 1.0))
       ->type_name("FRACTION");
+}
+
+void add_audit_fail_flag(CLI::App& verb, ModelFlags& flags) {
+  verb.add_flag("--audit-fail", flags.audit_fail,
+                "exit with 5 when audits show more errors above the policy's eps than its delta (95 % confidence)");
+}
+
+void check_audit_fail(const ModelFlags& flags, bool any_promise) {
+  if (!flags.audit_fail) return;
+  if (flags.audit <= 0.0) fail(ExitCode::usage, "--audit-fail: nothing is audited; give --audit FRACTION");
+  if (!any_promise) fail(ExitCode::usage, "--audit-fail: no policy promises an error; give one with eps=");
+}
+
+void fail_broken_promise(const ModelFlags& flags, const PromiseCounts& promise) {
+  if (flags.audit_fail && promise.broken()) fail(ExitCode::promise_broken, "--audit-fail: " + promise_text(promise));
 }
 
 void add_policy_flags(CLI::App& verb, std::string& policy, int32_t& policy_tokens) {

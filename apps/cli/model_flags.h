@@ -23,14 +23,22 @@ struct ModelFlags {
   int32_t threads = 0;                     // 0 = all
   uint64_t seed = 0;
   double audit = 0.0;
+  bool audit_fail = false;
 };
 
 void add_model_flags(CLI::App& verb, ModelFlags& flags);
+// Of verbs that can end with ExitCode::promise_broken.
+void add_audit_fail_flag(CLI::App& verb, ModelFlags& flags);
 void add_threads_flag(CLI::App& verb, int32_t& threads);
 // Of verbs that answer: what decode steps read, and how much of a prompt goes through it.
 void add_policy_flags(CLI::App& verb, std::string& policy, int32_t& policy_tokens);
 void add_sampling_flags(CLI::App& verb, SamplerOptions& sampler);  // its seed is that of ModelFlags
 void add_cache_type_flags(CLI::App& verb, std::string& cache_type_k, std::string& cache_type_v);
+
+// Refuses --audit-fail where nothing could fail: without audits, or without a policy that promises anything.
+void check_audit_fail(const ModelFlags& flags, bool any_promise);
+// Fails with promise_broken when --audit-fail is given and audits refute the promise.
+void fail_broken_promise(const ModelFlags& flags, const PromiseCounts& promise);
 
 // Both cache types must name the same type; the cache has one.
 DType parse_cache_type(const std::string& cache_type_k, const std::string& cache_type_v);

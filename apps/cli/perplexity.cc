@@ -148,6 +148,7 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
 void run(const Flags& flags) {
   const LoadedModel loaded = load_model(flags.model);
   const std::vector<Arm> arms = parse_arms(flags.policies, loaded.model->config());
+  check_audit_fail(flags.model, std::any_of(arms.begin(), arms.end(), [](const Arm& arm) { return arm.policy.eps > 0.0; }));
   const std::vector<Passage> passages =
       read_passages({flags.file, flags.context, flags.predict, flags.chunks}, loaded.model->tokenizer());
   int64_t longest = 0, longest_continuation = 0, context_tokens = 0;
@@ -193,6 +194,7 @@ void run(const Flags& flags) {
     write_table(output, arms, scores, context_tokens);
   }
   output.commit();
+  for (const ArmScores& arm : scores) fail_broken_promise(flags.model, arm.counters.promise);
 }
 
 }  // namespace
@@ -204,6 +206,7 @@ void add_perplexity(CLI::App& parent) {
                             "All arms see the same tokens; the context is prefilled once and forked for each.",
                             "  rarefy perplexity -f text.txt --context 16384 --predict 512 --policy 50x --policy 100x");
   add_model_flags(*verb, flags->model);
+  add_audit_fail_flag(*verb, flags->model);
   verb->add_option(
           "-f,--file", flags->file,
           "text file, UTF-8 (- is standard input), or NAME.jsonl with {\"context\", \"continuation\"} on each line")

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -109,6 +110,14 @@ void write_explanation(Output& output, const ExplainFlags& flags, const Policy& 
                   format_bytes(bytes.rows), format_bytes(bytes.index), explanation.index_bytes_per_token,
                   explanation.row_bytes_per_token, format_bytes(bytes.dense), explanation.density, explanation.sparsity(),
                   explanation.bytes_ratio, explanation.speed_ceiling()));
+  if (explanation.fallback_bytes_ratio > 0.0) {
+    int32_t most = 0;
+    for (const LayerExplanation& layer : explanation.layers) most = std::max(most, layer.max_tokens);
+    output.write(
+        fmt::format("with eps     these are the first budgets; a list grows to at most {} tokens, and where that is not\n"
+                    "             enough it is dense: bytes_ratio {:.4f} if all lists were, and more after enlargements\n",
+                    format_count(most), explanation.fallback_bytes_ratio));
+  }
   if (policy.dense) return;
   const double asked = static_cast<double>(flags.ctx_size) / policy.total.tokens(flags.ctx_size);
   if (flags.ctx_size < policy.min_kv_len) {
@@ -145,13 +154,15 @@ void explain(const ExplainFlags& flags) {
                                    {"dense_bytes", bytes.dense},
                                    {"density", explanation.density},
                                    {"sparsity", explanation.sparsity()},
-                                   {"bytes_ratio", explanation.bytes_ratio}};
+                                   {"bytes_ratio", explanation.bytes_ratio},
+                                   {"fallback_bytes_ratio", explanation.fallback_bytes_ratio}};
   for (const LayerExplanation& layer : explanation.layers) {
     record["layers"].push_back({{"dense", layer.dense},
                                 {"sink", layer.budget.sink},
                                 {"local", layer.budget.local},
                                 {"selected", layer.budget.selected},
-                                {"total", layer.dense ? flags.ctx_size : layer.budget.total}});
+                                {"total", layer.dense ? flags.ctx_size : layer.budget.total},
+                                {"max", layer.dense ? flags.ctx_size : layer.max_tokens}});
   }
   output.write(record.dump() + "\n");
   output.commit();
@@ -170,11 +181,13 @@ constexpr std::pair<Spend, const char*> kSpendRules[] = {
 
 // One object for programs that try everything there is (study/pareto.py).
 std::string list_json() {
-  nlohmann::ordered_json record = {{"selectors", nlohmann::ordered_json::array()}, {"spends", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json record = {{"selectors", nlohmann::ordered_json::array()},
+                                   {"spends", nlohmann::ordered_json::array()}};
   for (const SelectorInfo& info : list_selectors()) {
     record["selectors"].push_back({{"name", info.name}, {"options", info.options}, {"description", info.description}});
   }
-  for (const auto& [spend, text] : kSpendRules) record["spends"].push_back({{"name", to_string(spend)}, {"description", text}});
+  for (const auto& [spend, text] : kSpendRules)
+    record["spends"].push_back({{"name", to_string(spend)}, {"description", text}});
   return record.dump() + "\n";
 }
 
@@ -204,8 +217,9 @@ void list(bool json) {
 
 void add_list(CLI::App& parent) {
   auto json = std::make_shared<bool>(false);
-  CLI::App* verb = add_verb(parent, "list", "Selectors and spending rules.\nNew selectors that register themselves show up here.",
-                            "  rarefy policy list");
+  CLI::App* verb =
+      add_verb(parent, "list", "Selectors and spending rules.\nNew selectors that register themselves show up here.",
+               "  rarefy policy list");
   verb->add_flag("--json", *json, "write one JSON object");
   verb->callback([json] { list(*json); });
 }

@@ -169,6 +169,7 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
 void run(const Flags& flags) {
   const LoadedModel loaded = load_model(flags.model);
   const std::vector<Arm> arms = parse_arms(flags.policies, loaded.model->config());
+  check_audit_fail(flags.model, std::any_of(arms.begin(), arms.end(), [](const Arm& arm) { return arm.policy.eps > 0.0; }));
   const std::vector<RecallContext> contexts = read_contexts(flags, loaded.model->tokenizer());
   int64_t longest_context = 0, longest_question = 0, context_tokens = 0;
   for (const RecallContext& context : contexts) {
@@ -214,6 +215,7 @@ void run(const Flags& flags) {
     write_table(output, arms, results, context_tokens);
   }
   output.commit();
+  for (const ArmRecall& arm : results) fail_broken_promise(flags.model, arm.counters.promise);
 }
 
 }  // namespace
@@ -225,6 +227,7 @@ void add_recall(CLI::App& parent) {
                             "Only the context is dense; questions and answers go through the policy.",
                             "  rarefy recall -f questions.jsonl --policy 50x --json --output recall.jsonl");
   add_model_flags(*verb, flags->model);
+  add_audit_fail_flag(*verb, flags->model);
   verb->add_option("-f,--file", flags->file,
                    "{\"context\", \"questions\": [{\"question\", \"answer\"}]} on each line; - is standard input")
       ->required()

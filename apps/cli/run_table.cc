@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "terminal.h"
 
 namespace rarefy::cli {
@@ -39,6 +41,21 @@ std::string error_text(const QuantileSketch& errors) {
   return fmt::format("median {:.3f}, 95 % {:.3f}, max {:.3f}", errors.quantile(0.5), errors.quantile(0.95), errors.max());
 }
 
+std::string lists_text(const ListCounts& lists) {
+  const double total = static_cast<double>(std::max<int64_t>(lists.total(), 1));
+  const auto percent = [&](int64_t count) { return 100.0 * static_cast<double>(count) / total; };
+  return fmt::format("{} lists: first budget {:.1f} %, enlarged {:.1f} %, at max {:.1f} %, dense {:.1f} %",
+                     format_count(lists.total()), percent(lists.first), percent(lists.enlarged), percent(lists.capped),
+                     percent(lists.dense));
+}
+
+std::string promise_text(const PromiseCounts& promise) {
+  const RateLimits limits = rate_limits(promise.violations, promise.pairs);
+  return fmt::format("{:.2f} % of {} pairs err by more than {} (95 %: at most {:.2f} %); promised {} %",
+                     100.0 * promise.rate(), format_count(promise.pairs), promise.eps, 100.0 * limits.upper,
+                     100.0 * promise.delta);
+}
+
 std::string run_table(const RunStats& prefill, const RunStats& decode) {
   const Traffic& traffic = decode.traffic;
   std::string text = speed_line("prefill (dense)", prefill.prefill_tokens, prefill.prefill_seconds);
@@ -56,6 +73,10 @@ std::string run_table(const RunStats& prefill, const RunStats& decode) {
   }
   if (traffic.sparse_layer_steps > 0)
     text += fmt::format("  {:<18}{}\n", "error, estimated", error_text(decode.estimated_error));
+  if (decode.bounded_error.count() > 0)
+    text += fmt::format("  {:<18}{}\n", "error, bounded", error_text(decode.bounded_error));
+  if (decode.lists.total() > 0)
+    text += fmt::format("  {:<18}{}\n", "lists, eps", wrapped(lists_text(decode.lists), 58, std::string(20, ' ')));
   const AuditStats& audit = decode.audit;
   if (audit.layer_steps > 0) {
     text += fmt::format("  {:<18}{}\n", "error, audited", error_text(audit.error));
@@ -63,6 +84,9 @@ std::string run_table(const RunStats& prefill, const RunStats& decode) {
                         format_count(audit.layer_steps), format_seconds(decode.audit_seconds), audit.worst.layer,
                         audit.worst.head, format_count(audit.worst.position));
     text += fmt::format("  {:<18}median {:.3f} of the attention\n", "mass, audited", audit.mass.quantile(0.5));
+    if (audit.promise.pairs > 0) {
+      text += fmt::format("  {:<18}{}\n", "eps, audited", wrapped(promise_text(audit.promise), 58, std::string(20, ' ')));
+    }
     if (audit.certificate_pairs > 0) {
       text += fmt::format(
           "  {:<18}{:.1f} % of audited errors within 1.96 x estimated\n", "certificate",

@@ -11,7 +11,8 @@ namespace {
 
 constexpr const char* kExitCodes =
     "Exit codes: 0 done, 1 the run failed, 2 bad flags or policy, 3 bad model or\n"
-    "input file, 4 demo below expectation, 130 cancelled (Ctrl-C), 141 output closed.";
+    "input file, 4 demo below expectation, 5 --audit-fail: eps not kept,\n"
+    "130 cancelled (Ctrl-C), 141 output closed.";
 
 // Those of RAREFY_PLUGINS, separated by colons.
 void load_environment_plugins() {

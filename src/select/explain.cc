@@ -25,7 +25,7 @@ Expected<PolicyExplanation> explain_policy(const Policy& policy, const SelectorS
                       static_cast<int64_t>(policy.total.value), kv_len));
     }
   }
-  double density_sum = 0.0, bytes_sum = 0.0;
+  double density_sum = 0.0, bytes_sum = 0.0, fallback_sum = 0.0;
   if (layers.empty()) {
     layers.resize(static_cast<size_t>(shape.num_layers));
     std::iota(layers.begin(), layers.end(), 0);
@@ -36,15 +36,18 @@ Expected<PolicyExplanation> explain_policy(const Policy& policy, const SelectorS
     one.dense = policy.layer_is_dense(layer, kv_len);
     if (!one.dense) {
       one.budget = split_budget(policy, layer, kv_len);
+      one.max_tokens = policy.max_tokens(layer, kv_len);
       one.density = static_cast<double>(one.budget.total) / kv_len;
       one.bytes_ratio = one.density + result.index_bytes_per_token / result.row_bytes_per_token;
     }
     density_sum += one.density;
     bytes_sum += one.bytes_ratio;
+    fallback_sum += one.bytes_ratio + (one.dense ? 0.0 : 1.0);
     result.layers.push_back(one);
   }
   result.density = density_sum / static_cast<double>(layers.size());
   result.bytes_ratio = bytes_sum / static_cast<double>(layers.size());
+  if (policy.eps > 0.0) result.fallback_bytes_ratio = fallback_sum / static_cast<double>(layers.size());
   return result;
 }
 

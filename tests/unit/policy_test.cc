@@ -196,6 +196,12 @@ TEST(ExplainPolicy, CountsRowsAndIndex) {
   auto mixed = explain_policy(parse("50x index=sign dense_layers=0"), shape, 16384);
   ASSERT_TRUE(mixed);
   EXPECT_DOUBLE_EQ(mixed->bytes_ratio, (1.0 + 3.0 * explanation->bytes_ratio) / 4.0);
+  const auto promised = explain_policy(parse("total=0.02 spend=priority eps=0.1 max=0.1 index=sign"), shape, 10000);
+  ASSERT_TRUE(promised);
+  EXPECT_EQ(promised->layers[0].budget.total, 200);
+  EXPECT_EQ(promised->layers[0].max_tokens, 1000);
+  EXPECT_DOUBLE_EQ(promised->fallback_bytes_ratio, 1.0 + promised->bytes_ratio);
+  EXPECT_DOUBLE_EQ(explain_policy(parse("50x index=sign"), shape, 10000)->fallback_bytes_ratio, 0.0);
   EXPECT_DOUBLE_EQ(explain_policy(parse("dense"), shape, 100)->bytes_ratio, 1.0);
   EXPECT_FALSE(explain_policy(parse("total=5000 index=sign"), shape, 4096));
   EXPECT_FALSE(explain_policy(parse("50x index=nothing"), shape, 4096));

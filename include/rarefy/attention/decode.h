@@ -8,7 +8,7 @@
 //   rel_std     = sqrt(sum_i c_i^2 (1 - pi_i)) / D
 //   out_rel_std = sqrt(sum_i c_i^2 (1 - pi_i) |v_i - out|^2) / (D |out|)
 // the *estimated* relative standard errors of the denominator and of the output under priority or uniform sampling
-// (design: "estimated" is not a bound, docs/guide/certificates.md). Deterministic tokens contribute nothing to them.
+// (design: "estimated" is not a bound, docs/certificate.md). Deterministic tokens contribute nothing to them.
 // An empty list gives out = 0, lse = -inf and both errors 0. (out, lse) pairs merge (merge.h).
 //
 // plan() once per shape, run() per layer and step: run() never allocates and, on CUDA, never synchronises and can be captured

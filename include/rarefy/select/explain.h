@@ -13,7 +13,8 @@ namespace rarefy {
 struct LayerExplanation {
   int32_t layer = 0;
   bool dense = false;
-  TokenBudget budget;        // of one list; zero when dense
+  TokenBudget budget;        // of one list; zero when dense. With eps the first one
+  int32_t max_tokens = 0;    // that a list can grow to, but for those that fall back to dense attention; zero when dense
   double density = 1.0;      // tokens read / tokens cached
   double bytes_ratio = 1.0;  // (rows + index) / what dense attention reads
 };
@@ -21,10 +22,13 @@ struct LayerExplanation {
 struct PolicyExplanation {
   std::string policy;  // resolved text
   int32_t kv_len = 0;
-  double index_bytes_per_token = 0.0;                         // per token and KV head, read in every sparse step
-  double row_bytes_per_token = 0.0;                           // key and value of one token and KV head
-  double density = 1.0;                                       // mean over layers
-  double bytes_ratio = 1.0;                                   // mean over layers
+  double index_bytes_per_token = 0.0;  // per token and KV head, read in every sparse step
+  double row_bytes_per_token = 0.0;    // key and value of one token and KV head
+  double density = 1.0;                // mean over layers
+  double bytes_ratio = 1.0;            // mean over layers
+  // With eps: the mean over layers when every list is tried with the first budget and then falls back to dense attention.
+  // Lists that are enlarged in several passes before that read more.
+  double fallback_bytes_ratio = 0.0;                          // 0 = nothing can fall back
   double sparsity() const { return 1.0 / density; }           // tokens
   double speed_ceiling() const { return 1.0 / bytes_ratio; }  // of attention bound by memory, index counted
   std::vector<LayerExplanation> layers;                       // one for each layer that the policy applies to
