@@ -30,7 +30,8 @@ struct Sums {
 
 class Allocator {
  public:
-  explicit Allocator(const std::vector<BudgetCurve>& curves) : curves_(curves), points_(curves.size(), 0), at_(curves.size(), 0) {
+  explicit Allocator(const std::vector<BudgetCurve>& curves)
+      : curves_(curves), points_(curves.size(), 0), at_(curves.size(), 0) {
     for (const BudgetCurve& curve : curves) {
       hulls_.push_back(hull_of(curve));
       sums_.bytes += curve.front().bytes_ratio;
@@ -133,8 +134,8 @@ BudgetCurve make_curve(std::vector<BudgetPoint> measured, int num_steps) {
     const double at = low + (high - low) * step / num_steps;
     while (segment + 2 < measured.size() && std::log(measured[segment + 1].density) <= at) ++segment;
     const BudgetPoint &left = measured[segment], &right = measured[segment + 1];
-    const double share = std::clamp(
-        (at - std::log(left.density)) / (std::log(right.density) - std::log(left.density)), 0.0, 1.0);
+    const double share =
+        std::clamp((at - std::log(left.density)) / (std::log(right.density) - std::log(left.density)), 0.0, 1.0);
     BudgetPoint point;
     point.density = std::exp(at);
     // Rows grow with the density, the index does not: straight in density itself.

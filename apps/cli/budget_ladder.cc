@@ -17,9 +17,7 @@ namespace {
 constexpr double kLowestDensity = 0.0025, kHighestDensity = 0.25;
 constexpr double kFewestTokens = 16.0;
 
-double root(double squares, int64_t count) {
-  return count > 0 ? std::sqrt(squares / static_cast<double>(count)) : 0.0;
-}
+double root(double squares, int64_t count) { return count > 0 ? std::sqrt(squares / static_cast<double>(count)) : 0.0; }
 
 // Three digits: finer differences are below what was measured.
 Budget budget_of(const Policy& base, double density, int32_t kv_len) {
@@ -105,7 +103,8 @@ Policy with_densities(const Policy& base, const std::vector<int32_t>& layers, co
     if (density < 1.0) ++votes[budget_of(base, density, kv_len).value];
   }
   if (votes.empty()) return Policy{};
-  const auto common = std::max_element(votes.begin(), votes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto common =
+      std::max_element(votes.begin(), votes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   policy.total.value = common->first;
   std::vector<LayerOverride> totals;
   const auto extend = [](std::vector<LayerOverride>& list, LayerOverride one) {
@@ -151,8 +150,7 @@ void measure_passage(Engine& engine, const LadderOptions& options, const Passage
       input = next;
     }
     for (size_t layer = 0; layer < ladder.layers.size(); ++layer) {
-      ladder.rungs[layer][rung].add(session.stats(), ladder.layers[layer],
-                                    engine.model().config().num_kv_heads);
+      ladder.rungs[layer][rung].add(session.stats(), ladder.layers[layer], engine.model().config().num_kv_heads);
     }
   }
 }

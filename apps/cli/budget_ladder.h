@@ -26,7 +26,7 @@ struct LayerRung {
 enum class ErrorSource { audited, estimated };
 
 struct LadderOptions {
-  Policy base;  // its total is replaced
+  Policy base;                    // its total is replaced
   std::vector<double> densities;  // [num_budgets] f64; ascending
   uint64_t seed = 0;
   bool audit = true;
@@ -34,9 +34,9 @@ struct LadderOptions {
 };
 
 struct BudgetLadder {
-  std::vector<int32_t> layers;                 // [num_layers] i32; those with full attention
-  std::vector<double> densities;               // [num_budgets] f64
-  std::vector<std::vector<LayerRung>> rungs;   // [num_layers][num_budgets]
+  std::vector<int32_t> layers;                // [num_layers] i32; those with full attention
+  std::vector<double> densities;              // [num_budgets] f64
+  std::vector<std::vector<LayerRung>> rungs;  // [num_layers][num_budgets]
 
   // One curve per layer, for the errors of `source`.
   std::vector<BudgetCurve> curves(ErrorSource source, int num_steps) const;

@@ -21,7 +21,7 @@
 namespace rarefy::cli {
 namespace {
 
-constexpr int kCurveSteps = 480;            // 1 % of the budget a step from 0.25 % to 25 %
+constexpr int kCurveSteps = 480;  // 1 % of the budget a step from 0.25 % to 25 %
 constexpr int32_t kFewestContextTokens = 128;
 
 struct Flags {
@@ -34,10 +34,10 @@ struct Flags {
 
 // What was asked for, and what one budget for all layers does about it.
 struct Result {
-  BudgetChoice choice;             // a budget for each layer
-  BudgetChoice same_bytes;         // one budget that reads no more
-  BudgetChoice same_error;         // one budget that errs no more
-  std::vector<double> densities;   // [num_layers] f64; of `choice`
+  BudgetChoice choice;            // a budget for each layer
+  BudgetChoice same_bytes;        // one budget that reads no more
+  BudgetChoice same_error;        // one budget that errs no more
+  std::vector<double> densities;  // [num_layers] f64; of `choice`
   double same_bytes_density = 1.0, same_error_density = 1.0;
   Policy policy;
 };
@@ -75,7 +75,8 @@ Result choose(const Flags& flags, const BudgetLadder& ladder, const Policy& base
   const std::vector<BudgetCurve> curves = ladder.curves(source, kCurveSteps);
   const BudgetChoice smallest = describe_choice(curves, std::vector<size_t>(curves.size(), 0));
   if (source == ErrorSource::estimated && smallest.error < 1e-9) {
-    fail(ExitCode::usage, fmt::format("--from estimated: spend={} has no certificate; use --from audited", to_string(base.spend)));
+    fail(ExitCode::usage,
+         fmt::format("--from estimated: spend={} has no certificate; use --from audited", to_string(base.spend)));
   }
   Result result;
   if (flags.error > 0.0) {
@@ -83,9 +84,10 @@ Result choose(const Flags& flags, const BudgetLadder& ladder, const Policy& base
   } else {
     if (smallest.bytes_ratio > flags.bytes_ratio) {
       fail(ExitCode::usage,
-           fmt::format("--bytes-ratio: the index and the smallest budgets tried read {:.4f}, more than {:g}; ask for more, or "
-                       "use a smaller index",
-                       smallest.bytes_ratio, flags.bytes_ratio));
+           fmt::format(
+               "--bytes-ratio: the index and the smallest budgets tried read {:.4f}, more than {:g}; ask for more, or "
+               "use a smaller index",
+               smallest.bytes_ratio, flags.bytes_ratio));
     }
     result.choice = least_error(curves, flags.bytes_ratio);
   }
@@ -93,9 +95,10 @@ Result choose(const Flags& flags, const BudgetLadder& ladder, const Policy& base
   for (const BudgetCurve& curve : curves) largest.push_back(curve.size() > 1 ? curve.size() - 2 : 0);
   if (result.choice.bytes_ratio >= 1.0) {
     const BudgetChoice most = describe_choice(curves, largest);
-    fail(ExitCode::usage, fmt::format("no budget satisfies this: with {:.0f} % of the tokens in every layer the error is {:.4f} at "
-                                      "bytes_ratio {:.3f}; raise --error, or decode densely",
-                                      100.0 * ladder.densities.back(), most.error, most.bytes_ratio));
+    fail(ExitCode::usage,
+         fmt::format("no budget satisfies this: with {:.0f} % of the tokens in every layer the error is {:.4f} at "
+                     "bytes_ratio {:.3f}; raise --error, or decode densely",
+                     100.0 * ladder.densities.back(), most.error, most.bytes_ratio));
   }
   for (size_t layer = 0; layer < curves.size(); ++layer) {
     result.densities.push_back(curves[layer][result.choice.points[layer]].density);
@@ -132,7 +135,8 @@ void write_table(Output& output, const Flags& flags, const BudgetLadder& ladder,
   Table chosen({"layer", "total", "tokens"});
   for (size_t layer = 0; layer < ladder.layers.size(); ++layer) {
     const bool dense = result.densities[layer] >= 1.0;
-    chosen.add_row({fmt::format("{}", ladder.layers[layer]), dense ? "dense" : fmt::format("{:.3g}", result.densities[layer]),
+    chosen.add_row({fmt::format("{}", ladder.layers[layer]),
+                    dense ? "dense" : fmt::format("{:.3g}", result.densities[layer]),
                     format_count(std::lround(result.densities[layer] * kv_len))});
   }
   const auto percent = [](double from, double to) { return 100.0 * (1.0 - to / from); };
@@ -208,8 +212,7 @@ void run(Flags flags) {
   for (const Passage& passage : passages) {
     longest = std::max(longest, static_cast<int64_t>(passage.context.size() + passage.continuation.size()));
   }
-  const auto engine =
-      make_engine(flags.model, loaded.model, choose_ctx_size(flags.model, config, longest), 2, flags.steps);
+  const auto engine = make_engine(flags.model, loaded.model, choose_ctx_size(flags.model, config, longest), 2, flags.steps);
   BudgetLadder ladder;
   ladder.layers = config.layers_of(LayerKind::full_attention);
   ladder.densities = ladder_densities(kv_len, flags.budgets);
@@ -250,8 +253,9 @@ void add_calibrate(CLI::App& parent) {
                             "  rarefy perplexity -f other.txt --policy 50x --policy @calibrated.policy --audit 1");
   add_model_flags(*verb, flags->model);
   verb->remove_option(verb->get_option("--audit"));  // every step is
-  verb->add_option("-f,--file", flags->file,
-                   "text file, UTF-8 (- is standard input), or NAME.jsonl with {\"context\", \"continuation\"} on each line")
+  verb->add_option(
+          "-f,--file", flags->file,
+          "text file, UTF-8 (- is standard input), or NAME.jsonl with {\"context\", \"continuation\"} on each line")
       ->required()
       ->type_name("FILE");
   verb->add_option("--policy", flags->policy, "everything but the budgets (default 50x)")->type_name("POLICY");

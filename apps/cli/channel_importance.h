@@ -19,8 +19,9 @@ class ChannelImportance {
   nlohmann::ordered_json to_json() const;
 
  private:
-  double* sums(std::vector<double>& from, int32_t layer, int32_t kv_head) const;  // from [num_layers, num_kv_heads, head_dim] f64
-  void add_query(int32_t layer, const float* q);                                 // q [num_q_heads, head_dim] f32
+  double* sums(std::vector<double>& from, int32_t layer,
+               int32_t kv_head) const;            // from [num_layers, num_kv_heads, head_dim] f64
+  void add_query(int32_t layer, const float* q);  // q [num_q_heads, head_dim] f32
   void add_keys(const Session& session, int32_t layer);
 
   ModelConfig config_;
