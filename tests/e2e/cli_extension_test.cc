@@ -72,6 +72,24 @@ TEST_F(CliExtension, PluginsDecode) {
   }
 }
 
+TEST_F(CliExtension, PluginsAnswerAndReplay) {
+  const std::string document = sample_text(900), capture = files_.path("capture.safetensors");
+  const json questions = {
+      {"id", "one"}, {"context", document}, {"questions", {{{"question", "What is line 7?"}, {"answer", "it"}}}}};
+  const std::string file = files_.write("questions.jsonl", questions.dump() + "\n");
+  const ProgramResult captured = run("capture", {"-f", text(1500), "--tokens", "900", "--steps", "2", "-o", capture});
+  ASSERT_EQ(captured.exit_code, 0) << captured.err;
+  for (size_t i = 0; i < 2; ++i) {
+    const std::string policy = std::string("total=64 index=") + kNames[i];
+    const ProgramResult asked = run("recall", {"--plugin", kPlugins[i], "-f", file, "--policy", policy});
+    EXPECT_EQ(asked.exit_code, 0) << asked.err;
+    EXPECT_NE(asked.out.find(std::string("index=") + kNames[i]), std::string::npos) << asked.out;
+    const ProgramResult replayed = run_program({"replay", capture, "--plugin", kPlugins[i], "--policy", policy});
+    EXPECT_EQ(replayed.exit_code, 0) << replayed.err;
+    EXPECT_NE(replayed.out.find(kNames[i]), std::string::npos) << replayed.out;
+  }
+}
+
 TEST_F(CliExtension, PluginsComeFromTheEnvironmentToo) {
   const std::string both = std::string(kPlugins[0]) + ":" + kPlugins[1];
   ASSERT_EQ(setenv("RAREFY_PLUGINS", both.c_str(), 1), 0);
