@@ -125,6 +125,7 @@ void pool_rising(std::vector<double>& values) {  // values [num_points] f64
 
 BudgetCurve make_curve(std::vector<BudgetPoint> measured, int num_steps) {
   std::vector<double> logs;  // [num_points] f64
+  logs.reserve(measured.size());
   for (const BudgetPoint& point : measured) logs.push_back(std::log(std::max(point.squared_error, kTiny)));
   pool_rising(logs);
   BudgetCurve curve;

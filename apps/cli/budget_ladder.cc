@@ -81,6 +81,7 @@ std::vector<BudgetCurve> BudgetLadder::kv_head_curves(int num_steps) const {
 std::vector<double> ladder_densities(int32_t kv_len, int32_t count) {
   const double low = std::max(kLowestDensity, kFewestTokens / kv_len);
   std::vector<double> densities;
+  densities.reserve(static_cast<size_t>(count));
   for (int32_t i = 0; i < count; ++i) {
     densities.push_back(low * std::pow(kHighestDensity / low, static_cast<double>(i) / (count - 1)));
   }

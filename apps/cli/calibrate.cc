@@ -92,6 +92,7 @@ Result choose(const Flags& flags, const BudgetLadder& ladder, const Policy& base
     result.choice = least_error(curves, flags.bytes_ratio);
   }
   std::vector<size_t> largest;
+  largest.reserve(curves.size());
   for (const BudgetCurve& curve : curves) largest.push_back(curve.size() > 1 ? curve.size() - 2 : 0);
   if (result.choice.bytes_ratio >= 1.0) {
     const BudgetChoice most = describe_choice(curves, largest);
