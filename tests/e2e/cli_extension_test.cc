@@ -197,6 +197,7 @@ TEST_F(CliExtension, CalibrateRefusesWhatCannotBe) {
   expect_refused(with({"--error", "0.1", "--bytes-ratio", "0.1"}), 2, "--error E or --bytes-ratio R");
   expect_refused(with({"--error", "0.1", "--policy", "dense"}), 2, "got dense");
   expect_refused(with({"--error", "0.1", "--policy", "50x dense_layers=0"}), 2, "dense_layers=");
+  expect_refused(with({"--error", "0.1", "--policy", "50x spend=priority eps=0.1"}), 2, "expected no eps=");
   expect_refused(with({"--error", "0.000001"}), 2, "no budget satisfies this");
   expect_refused(with({"--bytes-ratio", "0.001"}), 2, "smallest budgets tried");
   expect_refused(with({"--error", "0.1", "--from", "estimated", "--policy", "50x spend=topk"}), 2, "no certificate");

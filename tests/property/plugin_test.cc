@@ -194,7 +194,7 @@ struct Outcome {
 
 TEST(ExamplePlugins, SelectLikeAnyOther) {
   load_examples();
-  for (const char* index : {"page_mean", "int8_codes"}) {
+  for (const char* index : {"page_mean", "int8_codes", "quest16+int8_codes"}) {
     const Outcome run(index, Spend::half);
     EXPECT_TRUE(run.update.ok() && run.select.ok() && run.valid.ok()) << run.select.to_string() << run.valid.to_string();
   }
@@ -220,6 +220,8 @@ TEST(BadPlugins, WhatTheyThrowFailsTheStepWithTheirWords) {
       << message("misbehaving:prepare");
   EXPECT_NE(message("misbehaving:first_key").find("first_key_read: expected 0 to 0, got 1"), std::string::npos)
       << message("misbehaving:first_key");
+  EXPECT_NE(message("quest16+misbehaving:score").find("no scores today"), std::string::npos)
+      << message("quest16+misbehaving:score");
   EXPECT_NE(Outcome("misbehaving:encode", Spend::half).update.message().find("no encoding today"), std::string::npos);
 }
 
