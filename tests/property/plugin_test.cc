@@ -218,8 +218,10 @@ TEST(BadPlugins, WhatTheyThrowFailsTheStepWithTheirWords) {
       << message("misbehaving:score");
   EXPECT_NE(message("misbehaving:prepare").find("an unknown exception"), std::string::npos)
       << message("misbehaving:prepare");
-  EXPECT_NE(message("misbehaving:first_key").find("first_key_read: expected 0 to 0, got 1"), std::string::npos)
-      << message("misbehaving:first_key");
+  const Outcome first_key("misbehaving:first_key", Spend::half);
+  EXPECT_NE(first_key.update.message().find("first_key_read: expected 0 to 0, got 1"), std::string::npos)
+      << first_key.update.to_string();
+  EXPECT_FALSE(first_key.select.ok()) << "nothing was encoded";
   EXPECT_NE(message("quest16+misbehaving:score").find("no scores today"), std::string::npos)
       << message("quest16+misbehaving:score");
   EXPECT_NE(Outcome("misbehaving:encode", Spend::half).update.message().find("no encoding today"), std::string::npos);
