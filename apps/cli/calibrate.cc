@@ -46,7 +46,8 @@ Policy read_base(const Flags& flags, const ModelConfig& config) {
   Policy base = parse_policy(flags.policy, config);
   if (base.dense) fail(ExitCode::usage, "--policy: expected a sparse policy whose budgets can be set, got dense");
   if (base.eps > 0.0) {
-    fail(ExitCode::usage, "--policy: expected no eps=, which finds a budget in every step; leave it out, or calibrate nothing");
+    fail(ExitCode::usage,
+         "--policy: expected no eps=, which finds a budget in every step; leave it out, or calibrate nothing");
   }
   if (!base.overrides.empty()) {
     fail(ExitCode::usage,
