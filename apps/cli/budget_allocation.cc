@@ -30,7 +30,8 @@ struct Sums {
 
 class Allocator {
  public:
-  explicit Allocator(const std::vector<BudgetCurve>& curves) : curves_(curves), points_(curves.size(), 0), at_(curves.size(), 0) {
+  explicit Allocator(const std::vector<BudgetCurve>& curves)
+      : curves_(curves), points_(curves.size(), 0), at_(curves.size(), 0) {
     for (const BudgetCurve& curve : curves) {
       hulls_.push_back(hull_of(curve));
       sums_.bytes += curve.front().bytes_ratio;
@@ -124,6 +125,7 @@ void pool_rising(std::vector<double>& values) {  // values [num_points] f64
 
 BudgetCurve make_curve(std::vector<BudgetPoint> measured, int num_steps) {
   std::vector<double> logs;  // [num_points] f64
+  logs.reserve(measured.size());
   for (const BudgetPoint& point : measured) logs.push_back(std::log(std::max(point.squared_error, kTiny)));
   pool_rising(logs);
   BudgetCurve curve;
@@ -133,8 +135,8 @@ BudgetCurve make_curve(std::vector<BudgetPoint> measured, int num_steps) {
     const double at = low + (high - low) * step / num_steps;
     while (segment + 2 < measured.size() && std::log(measured[segment + 1].density) <= at) ++segment;
     const BudgetPoint &left = measured[segment], &right = measured[segment + 1];
-    const double share = std::clamp(
-        (at - std::log(left.density)) / (std::log(right.density) - std::log(left.density)), 0.0, 1.0);
+    const double share =
+        std::clamp((at - std::log(left.density)) / (std::log(right.density) - std::log(left.density)), 0.0, 1.0);
     BudgetPoint point;
     point.density = std::exp(at);
     // Rows grow with the density, the index does not: straight in density itself.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "budget_allocation.h"
+#include "channel_importance.h"
 #include "passages.h"
 #include "rarefy/engine/session.h"
 
@@ -15,8 +16,9 @@ struct LayerRung {
   Traffic traffic;
   double audited_squares = 0.0, estimated_squares = 0.0;  // of relative output errors, per head and step
   int64_t audited_count = 0, estimated_count = 0;
+  std::vector<double> kv_head_squares;  // [num_kv_heads] f64; audited_squares by KV head
 
-  void add(const RunStats& stats, int32_t layer);
+  void add(const RunStats& stats, int32_t layer, int32_t num_kv_heads);
   double audited_rms() const;
   double estimated_rms() const;
 };
@@ -24,19 +26,22 @@ struct LayerRung {
 enum class ErrorSource { audited, estimated };
 
 struct LadderOptions {
-  Policy base;  // its total is replaced
+  Policy base;                    // its total is replaced
   std::vector<double> densities;  // [num_budgets] f64; ascending
   uint64_t seed = 0;
   bool audit = true;
+  ChannelImportance* channels = nullptr;  // nullable; takes in every passage
 };
 
 struct BudgetLadder {
-  std::vector<int32_t> layers;                 // [num_layers] i32; those with full attention
-  std::vector<double> densities;               // [num_budgets] f64
-  std::vector<std::vector<LayerRung>> rungs;   // [num_layers][num_budgets]
+  std::vector<int32_t> layers;                // [num_layers] i32; those with full attention
+  std::vector<double> densities;              // [num_budgets] f64
+  std::vector<std::vector<LayerRung>> rungs;  // [num_layers][num_budgets]
 
   // One curve per layer, for the errors of `source`.
   std::vector<BudgetCurve> curves(ErrorSource source, int num_steps) const;
+  // One curve per layer and KV head, for audited errors: what budgets per KV head, which policies do not have, could do.
+  std::vector<BudgetCurve> kv_head_curves(int num_steps) const;
 };
 
 // `count` densities in equal ratios that make sense at a context of `kv_len` tokens: from 0.25 % (at least 16 tokens) to 25 %.

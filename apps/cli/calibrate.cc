@@ -21,12 +21,12 @@
 namespace rarefy::cli {
 namespace {
 
-constexpr int kCurveSteps = 480;            // 1 % of the budget a step from 0.25 % to 25 %
+constexpr int kCurveSteps = 480;  // 1 % of the budget a step from 0.25 % to 25 %
 constexpr int32_t kFewestContextTokens = 128;
 
 struct Flags {
   ModelFlags model;
-  std::string file, policy = "50x", source = "audited", output, set;
+  std::string file, policy = "50x", source = "audited", output, channels, set;
   double error = 0.0, bytes_ratio = 0.0;  // one of them
   int32_t context = 16384, steps = 128, chunks = 1, budgets = 12;
   bool json = false;
@@ -34,10 +34,10 @@ struct Flags {
 
 // What was asked for, and what one budget for all layers does about it.
 struct Result {
-  BudgetChoice choice;             // a budget for each layer
-  BudgetChoice same_bytes;         // one budget that reads no more
-  BudgetChoice same_error;         // one budget that errs no more
-  std::vector<double> densities;   // [num_layers] f64; of `choice`
+  BudgetChoice choice;            // a budget for each layer
+  BudgetChoice same_bytes;        // one budget that reads no more
+  BudgetChoice same_error;        // one budget that errs no more
+  std::vector<double> densities;  // [num_layers] f64; of `choice`
   double same_bytes_density = 1.0, same_error_density = 1.0;
   Policy policy;
 };
@@ -45,6 +45,10 @@ struct Result {
 Policy read_base(const Flags& flags, const ModelConfig& config) {
   Policy base = parse_policy(flags.policy, config);
   if (base.dense) fail(ExitCode::usage, "--policy: expected a sparse policy whose budgets can be set, got dense");
+  if (base.eps > 0.0) {
+    fail(ExitCode::usage,
+         "--policy: expected no eps=, which finds a budget in every step; leave it out, or calibrate nothing");
+  }
   if (!base.overrides.empty()) {
     fail(ExitCode::usage,
          "--policy: expected no dense_layers= and no total@L=, which are what calibrate finds; leave them out");
@@ -75,7 +79,8 @@ Result choose(const Flags& flags, const BudgetLadder& ladder, const Policy& base
   const std::vector<BudgetCurve> curves = ladder.curves(source, kCurveSteps);
   const BudgetChoice smallest = describe_choice(curves, std::vector<size_t>(curves.size(), 0));
   if (source == ErrorSource::estimated && smallest.error < 1e-9) {
-    fail(ExitCode::usage, fmt::format("--from estimated: spend={} has no certificate; use --from audited", to_string(base.spend)));
+    fail(ExitCode::usage,
+         fmt::format("--from estimated: spend={} has no certificate; use --from audited", to_string(base.spend)));
   }
   Result result;
   if (flags.error > 0.0) {
@@ -83,19 +88,22 @@ Result choose(const Flags& flags, const BudgetLadder& ladder, const Policy& base
   } else {
     if (smallest.bytes_ratio > flags.bytes_ratio) {
       fail(ExitCode::usage,
-           fmt::format("--bytes-ratio: the index and the smallest budgets tried read {:.4f}, more than {:g}; ask for more, or "
-                       "use a smaller index",
-                       smallest.bytes_ratio, flags.bytes_ratio));
+           fmt::format(
+               "--bytes-ratio: the index and the smallest budgets tried read {:.4f}, more than {:g}; ask for more, or "
+               "use a smaller index",
+               smallest.bytes_ratio, flags.bytes_ratio));
     }
     result.choice = least_error(curves, flags.bytes_ratio);
   }
   std::vector<size_t> largest;
+  largest.reserve(curves.size());
   for (const BudgetCurve& curve : curves) largest.push_back(curve.size() > 1 ? curve.size() - 2 : 0);
   if (result.choice.bytes_ratio >= 1.0) {
     const BudgetChoice most = describe_choice(curves, largest);
-    fail(ExitCode::usage, fmt::format("no budget satisfies this: with {:.0f} % of the tokens in every layer the error is {:.4f} at "
-                                      "bytes_ratio {:.3f}; raise --error, or decode densely",
-                                      100.0 * ladder.densities.back(), most.error, most.bytes_ratio));
+    fail(ExitCode::usage,
+         fmt::format("no budget satisfies this: with {:.0f} % of the tokens in every layer the error is {:.4f} at "
+                     "bytes_ratio {:.3f}; raise --error, or decode densely",
+                     100.0 * ladder.densities.back(), most.error, most.bytes_ratio));
   }
   for (size_t layer = 0; layer < curves.size(); ++layer) {
     result.densities.push_back(curves[layer][result.choice.points[layer]].density);
@@ -132,7 +140,8 @@ void write_table(Output& output, const Flags& flags, const BudgetLadder& ladder,
   Table chosen({"layer", "total", "tokens"});
   for (size_t layer = 0; layer < ladder.layers.size(); ++layer) {
     const bool dense = result.densities[layer] >= 1.0;
-    chosen.add_row({fmt::format("{}", ladder.layers[layer]), dense ? "dense" : fmt::format("{:.3g}", result.densities[layer]),
+    chosen.add_row({fmt::format("{}", ladder.layers[layer]),
+                    dense ? "dense" : fmt::format("{:.3g}", result.densities[layer]),
                     format_count(std::lround(result.densities[layer] * kv_len))});
   }
   const auto percent = [](double from, double to) { return 100.0 * (1.0 - to / from); };
@@ -172,6 +181,9 @@ void write_json(Output& output, const Flags& flags, const BudgetLadder& ladder, 
   record["single_same_error_total"] = result.same_error_density;
   record["single_same_error_bytes_ratio"] = result.same_error.bytes_ratio;
   record["bytes_saved_share"] = 1.0 - result.choice.bytes_ratio / result.same_error.bytes_ratio;
+  if (flags.source == "audited") {
+    record["per_kv_head_bytes_ratio"] = least_bytes(ladder.kv_head_curves(kCurveSteps), result.choice.error).bytes_ratio;
+  }
   record["densities"] = ladder.densities;
   for (size_t layer = 0; layer < ladder.layers.size(); ++layer) {
     nlohmann::ordered_json one = {{"layer", ladder.layers[layer]}, {"total", result.densities[layer]}};
@@ -193,7 +205,8 @@ void run(Flags flags) {
   const LoadedModel loaded = load_model(flags.model);
   const ModelConfig& config = loaded.model->config();
   const Policy base = read_base(flags, config);
-  Output policy_output(flags.output);  // before the work: a place that cannot be written is known at once
+  // Before the work: a place that cannot be written is known at once.
+  Output policy_output(flags.output), channel_output(flags.channels);
   Output output;
   const std::vector<Passage> passages =
       read_passages({flags.file, flags.context, flags.steps, flags.chunks}, loaded.model->tokenizer());
@@ -204,13 +217,14 @@ void run(Flags flags) {
   for (const Passage& passage : passages) {
     longest = std::max(longest, static_cast<int64_t>(passage.context.size() + passage.continuation.size()));
   }
-  const auto engine =
-      make_engine(flags.model, loaded.model, choose_ctx_size(flags.model, config, longest), 2, flags.steps);
+  const auto engine = make_engine(flags.model, loaded.model, choose_ctx_size(flags.model, config, longest), 2, flags.steps);
   BudgetLadder ladder;
   ladder.layers = config.layers_of(LayerKind::full_attention);
   ladder.densities = ladder_densities(kv_len, flags.budgets);
   ladder.rungs.assign(ladder.layers.size(), std::vector<LayerRung>(ladder.densities.size()));
-  const LadderOptions options{base, ladder.densities, flags.model.seed, flags.source == "audited"};
+  ChannelImportance channels(config);
+  const LadderOptions options{base, ladder.densities, flags.model.seed, flags.source == "audited",
+                              flags.channels.empty() ? nullptr : &channels};
   for (size_t i = 0; i < passages.size(); ++i) {
     measure_passage(*engine, options, passages[i], fmt::format("passage {} of {}", i + 1, passages.size()), ladder);
   }
@@ -226,6 +240,10 @@ void run(Flags flags) {
     policy_output.write(policy_file(flags, result, model, kv_len));
     policy_output.commit();
   }
+  if (!flags.channels.empty()) {
+    channel_output.write(channels.to_json().dump() + "\n");
+    channel_output.commit();
+  }
   output.commit();
 }
 
@@ -240,8 +258,9 @@ void add_calibrate(CLI::App& parent) {
                             "  rarefy perplexity -f other.txt --policy 50x --policy @calibrated.policy --audit 1");
   add_model_flags(*verb, flags->model);
   verb->remove_option(verb->get_option("--audit"));  // every step is
-  verb->add_option("-f,--file", flags->file,
-                   "text file, UTF-8 (- is standard input), or NAME.jsonl with {\"context\", \"continuation\"} on each line")
+  verb->add_option(
+          "-f,--file", flags->file,
+          "text file, UTF-8 (- is standard input), or NAME.jsonl with {\"context\", \"continuation\"} on each line")
       ->required()
       ->type_name("FILE");
   verb->add_option("--policy", flags->policy, "everything but the budgets (default 50x)")->type_name("POLICY");
@@ -270,6 +289,9 @@ void add_calibrate(CLI::App& parent) {
   verb->add_option("--set", flags->set, "name of the text in JSON results (default: the file's name)")->type_name("NAME");
   verb->add_flag("--json", flags->json, "write one JSON object instead of the tables");
   verb->add_option("-o,--output", flags->output, "write the policy to this file")->type_name("FILE");
+  verb->add_option("--channels", flags->channels,
+                   "write the channels of each head by importance to this file, for Double Sparsity")
+      ->type_name("FILE");
   verb->callback([flags] { run(*flags); });
 }
 

@@ -282,7 +282,7 @@ typedef struct rarefy_score_blocks {
   int32_t layer;
   int32_t kv_head;
   int32_t num_blocks;
-  int32_t num_ahead;         /* more pointers behind the last block, to what is scored next: prefetch or ignore them */
+  int32_t num_ahead;          /* more pointers behind the last block, to what is scored next: prefetch or ignore them */
   const void* const* entries; /* [num_blocks + num_ahead] pointers to [block_bytes] bytes */
   const void* const* keys;    /* [num_blocks + num_ahead] pointers to [block_tokens, head_dim] kv_dtype */
   int64_t key_token_stride;   /* elements from one key to the next */
@@ -291,13 +291,13 @@ typedef struct rarefy_score_blocks {
 /* One selector for one shape. Filled by the create callback below, which gets it zeroed but for struct_size. */
 typedef struct rarefy_selector {
   size_t struct_size;
-  void* user;                /* not a tensor: the first argument of the callbacks */
-  int32_t block_tokens;      /* 1 to 256; the page size must be a multiple of it */
-  int64_t block_bytes;       /* of one entry; 0 = no index, score reads the keys */
-  size_t query_state_bytes;  /* what prepare leaves for score */
-  double bytes_per_token;    /* read per token and KV head by score; 0 = block_bytes / block_tokens */
+  void* user;               /* not a tensor: the first argument of the callbacks */
+  int32_t block_tokens;     /* 1 to 256; the page size must be a multiple of it */
+  int64_t block_bytes;      /* of one entry; 0 = no index, score reads the keys */
+  size_t query_state_bytes; /* what prepare leaves for score */
+  double bytes_per_token;   /* read per token and KV head by score; 0 = block_bytes / block_tokens */
   /* Writes or extends the entry of a block. Tokens before `first_new` were there in an earlier call with this entry. */
-  rarefy_status (*encode)(void* user, /* not a tensor: the selector's */
+  rarefy_status (*encode)(void* user,                                        /* not a tensor: the selector's */
                           int32_t layer, int32_t kv_head, const float* keys, /* [num_tokens, head_dim] f32; as cached */
                           int32_t num_tokens, int32_t first_new,
                           void* entry); /* [block_bytes] bytes; 64-byte aligned when block_bytes is a multiple of 64 */
@@ -333,8 +333,8 @@ typedef struct rarefy_selector_type {
   /* Makes a selector for a shape from the text after the colon of a policy ("" when there is none). On failure: another status and,
      in `message`, what was expected, what came and what to do. */
   rarefy_status (*create)(void* user, /* not a tensor: the type's */
-                          const rarefy_selector_shape* shape, const char* options, rarefy_selector* selector,
-                          char* message, size_t message_bytes);
+                          const rarefy_selector_shape* shape, const char* options, rarefy_selector* selector, char* message,
+                          size_t message_bytes);
 } rarefy_selector_type;
 
 /* Once per name and process; there is no way back. `type` may go afterwards, what its callbacks need may not. */

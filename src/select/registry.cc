@@ -116,7 +116,8 @@ Status check_sizes(std::string_view text, const Selector& selector) {
                                " and " + std::to_string(selector.query_state_bytes()));
   }
   if (!(selector.bytes_per_token() >= 0.0) || !std::isfinite(selector.bytes_per_token())) {
-    return Status::unsupported("selector: '" + std::string(text) + "': expected a finite bytes_per_token of at least 0, got " +
+    return Status::unsupported("selector: '" + std::string(text) +
+                               "': expected a finite bytes_per_token of at least 0, got " +
                                std::to_string(selector.bytes_per_token()));
   }
   return {};

@@ -151,12 +151,13 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
       encode_page(sequence, view, layer, task % shape_.num_kv_heads, page, encoded, tokens_in(page));
     }
   }
+  RAREFY_RETURN_IF_ERROR(selector_->failure());  // and nothing counts as encoded
   for (int32_t page = first_page; page < num_pages; ++page) {
     if (sequence.encoded_tokens(index_, layer, page) < tokens_in(page)) {
       sequence.set_encoded_tokens(index_, layer, page, tokens_in(page));
     }
   }
-  return selector_->failure();
+  return {};
 }
 
 bool Selection::Impl::ready(const KvSequence& sequence, int32_t layer) const {

@@ -64,6 +64,10 @@ class TwoLevelSelector final : public Selector {
   void settle(std::byte* state, const Survey& survey) const override;
   void score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const override;
 
+  Status failure() const override {
+    RAREFY_RETURN_IF_ERROR(coarse_->failure());
+    return fine_->failure();
+  }
   bool has_bounds() const override { return fine_->has_bounds() || coarse_->has_bounds(); }
   void bound(const std::byte* state, const ScoreBlocks& blocks, float* bounds, int64_t bound_stride) const override;
   void value_bounds(const ScoreBlocks& blocks, float* norms) const override;

@@ -35,8 +35,7 @@ TEST(BudgetCurve, InterpolatesPowerLawsExactlyAndEndsDense) {
 }
 
 TEST(BudgetCurve, PoolsErrorsThatRise) {
-  const BudgetCurve curve =
-      make_curve({{0.01, 0.02, 0.5}, {0.02, 0.03, 0.1}, {0.04, 0.05, 0.4}, {0.08, 0.09, 0.01}}, 30);
+  const BudgetCurve curve = make_curve({{0.01, 0.02, 0.5}, {0.02, 0.03, 0.1}, {0.04, 0.05, 0.4}, {0.08, 0.09, 0.01}}, 30);
   for (size_t i = 1; i < curve.size(); ++i) EXPECT_LE(curve[i].squared_error, curve[i - 1].squared_error);
   EXPECT_NEAR(curve[10].squared_error, 0.2, 1e-9);  // at 0.02: the geometric mean of 0.1 and 0.4
   EXPECT_NEAR(curve[20].squared_error, 0.2, 1e-9);

@@ -41,12 +41,13 @@ TEST_F(CliExtension, PluginsAreListedExplainedAndBenched) {
     EXPECT_EQ(listed.exit_code, 0) << listed.err;
     EXPECT_NE(listed.out.find(kNames[i]), std::string::npos) << listed.out;
     const std::string policy = std::string("50x index=") + kNames[i];
-    const ProgramResult explained = run_program({"policy", "explain", policy, "--ctx-size", "16384", "--plugin", kPlugins[i]});
+    const ProgramResult explained =
+        run_program({"policy", "explain", policy, "--ctx-size", "16384", "--plugin", kPlugins[i]});
     EXPECT_EQ(explained.exit_code, 0) << explained.err;
     EXPECT_NE(explained.out.find(std::string("index=") + kNames[i]), std::string::npos) << explained.out;
-    const ProgramResult benched =
-        run_program({"bench", "attention", "--plugin", kPlugins[i], "--repeats", "3", "-t", "1", "--json", "--case",
-                     "kv_len=2048 num_q_heads=2 num_kv_heads=1 head_dim=64 policy='total=0.1 index=" + std::string(kNames[i]) + "'"});
+    const ProgramResult benched = run_program(
+        {"bench", "attention", "--plugin", kPlugins[i], "--repeats", "3", "-t", "1", "--json", "--case",
+         "kv_len=2048 num_q_heads=2 num_kv_heads=1 head_dim=64 policy='total=0.1 index=" + std::string(kNames[i]) + "'"});
     EXPECT_EQ(benched.exit_code, 0) << benched.err;
     EXPECT_NE(benched.out.find(kNames[i]), std::string::npos) << benched.out;
   }
@@ -56,8 +57,8 @@ TEST_F(CliExtension, PluginsDecode) {
   const std::string file = text(1500);
   for (size_t i = 0; i < 2; ++i) {
     const std::string policy = std::string("total=64 index=") + kNames[i];
-    const ProgramResult generated =
-        run("generate", {"--plugin", kPlugins[i], "-f", file, "-n", "4", "--ignore-eos", "--policy", policy, "--audit", "1"});
+    const ProgramResult generated = run(
+        "generate", {"--plugin", kPlugins[i], "-f", file, "-n", "4", "--ignore-eos", "--policy", policy, "--audit", "1"});
     EXPECT_EQ(generated.exit_code, 0) << generated.err;
     EXPECT_NE(generated.err.find(std::string("index=") + kNames[i]), std::string::npos) << generated.err;
     const ProgramResult scored = run("perplexity", {"--plugin", kPlugins[i], "-f", file, "--context", "1024", "-n", "8",
@@ -68,6 +69,24 @@ TEST_F(CliExtension, PluginsDecode) {
     std::getline(lines, line);
     std::getline(lines, line);
     EXPECT_LT(json::parse(line).at("density"), 0.1) << line;
+  }
+}
+
+TEST_F(CliExtension, PluginsAnswerAndReplay) {
+  const std::string document = sample_text(900), capture = files_.path("capture.safetensors");
+  const json questions = {
+      {"id", "one"}, {"context", document}, {"questions", {{{"question", "What is line 7?"}, {"answer", "it"}}}}};
+  const std::string file = files_.write("questions.jsonl", questions.dump() + "\n");
+  const ProgramResult captured = run("capture", {"-f", text(1500), "--tokens", "900", "--steps", "2", "-o", capture});
+  ASSERT_EQ(captured.exit_code, 0) << captured.err;
+  for (size_t i = 0; i < 2; ++i) {
+    const std::string policy = std::string("total=64 index=") + kNames[i];
+    const ProgramResult asked = run("recall", {"--plugin", kPlugins[i], "-f", file, "--policy", policy});
+    EXPECT_EQ(asked.exit_code, 0) << asked.err;
+    EXPECT_NE(asked.out.find(std::string("index=") + kNames[i]), std::string::npos) << asked.out;
+    const ProgramResult replayed = run_program({"replay", capture, "--plugin", kPlugins[i], "--policy", policy});
+    EXPECT_EQ(replayed.exit_code, 0) << replayed.err;
+    EXPECT_NE(replayed.out.find(kNames[i]), std::string::npos) << replayed.out;
   }
 }
 
@@ -86,12 +105,14 @@ TEST_F(CliExtension, PluginsComeFromTheEnvironmentToo) {
 }
 
 TEST_F(CliExtension, BadPluginsAreRefused) {
-  expect_refused(run_program({"policy", "list", "--plugin", "no/such.so"}), 3, "plugin no/such.so: expected a shared object");
+  expect_refused(run_program({"policy", "list", "--plugin", "no/such.so"}), 3,
+                 "plugin no/such.so: expected a shared object");
   expect_refused(run_program({"policy", "list", "--plugin", RAREFY_BAD_PLUGIN_OTHER_ABI}), 3, "interface");
   expect_refused(run_program({"policy", "list", "--plugin", RAREFY_BAD_PLUGIN_DUPLICATE}), 3, "registered already");
   expect_refused(run_program({"policy", "list", "--plugin", RAREFY_BAD_PLUGIN_THROWS}), 3, "not today");
   const std::string file = text(1500);
-  for (const auto& [option, part] : {std::pair{"score", "no scores today"}, {"encode", "no encoding today"}, {"block_24", "got 24"}}) {
+  for (const auto& [option, part] :
+       {std::pair{"score", "no scores today"}, {"encode", "no encoding today"}, {"block_24", "got 24"}}) {
     expect_refused(run("generate", {"--plugin", RAREFY_BAD_PLUGIN_MISBEHAVING, "-f", file, "-n", "4", "--policy",
                                     std::string("total=64 index=misbehaving:") + option}),
                    1, part);
@@ -107,15 +128,16 @@ TEST_F(CliExtension, PoliciesComeFromFiles) {
   EXPECT_NE(generated.err.find("index=q2"), std::string::npos) << generated.err;
   expect_refused(run_program({"policy", "explain", "@no/such.policy", "--ctx-size", "8192"}), 3, "no/such.policy");
   const std::string empty = files_.write("empty.policy", "# nothing\n");
-  expect_refused(run_program({"policy", "explain", "@" + empty, "--ctx-size", "8192"}), 2, "empty.policy: policy: expected a budget");
+  expect_refused(run_program({"policy", "explain", "@" + empty, "--ctx-size", "8192"}), 2,
+                 "empty.policy: policy: expected a budget");
 }
 
 TEST_F(CliExtension, CalibrateWritesAPolicyThatEveryVerbTakes) {
   const std::string file = text(3000), policy = files_.path("out.policy");
-  const std::vector<std::string> common = {"-f", file, "--context", "1024", "--steps", "12", "--chunks", "2", "--budgets", "5",
-                                           "--policy", "50x index=q2", "-o", policy};
+  const std::vector<std::string> common = {"-f", file,        "--context", "1024",     "--steps",      "12", "--chunks",
+                                           "2",  "--budgets", "5",         "--policy", "50x index=q2", "-o", policy};
   std::vector<std::string> by_bytes = common;
-  by_bytes.insert(by_bytes.end(), {"--bytes-ratio", "0.3", "--json"});
+  by_bytes.insert(by_bytes.end(), {"--bytes-ratio", "0.3", "--json", "--channels", files_.path("channels.json")});
   const ProgramResult result = run("calibrate", by_bytes);
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const json record = json::parse(result.out);
@@ -129,6 +151,18 @@ TEST_F(CliExtension, CalibrateWritesAPolicyThatEveryVerbTakes) {
     ASSERT_EQ(layer.at("audited_error").size(), 5u);
     EXPECT_LT(layer.at("audited_error").at(4), layer.at("audited_error").at(0)) << "more tokens, less error";
     EXPECT_LT(layer.at("bytes_ratio").at(0), layer.at("bytes_ratio").at(4));
+  }
+  EXPECT_LE(record.at("per_kv_head_bytes_ratio").get<double>(),
+            record.at("bytes_ratio").get<double>() + 1e-3);  // one KV head
+  const json channels = json::parse(files_.read("channels.json"));
+  EXPECT_EQ(channels.at("head_dim"), 64);
+  ASSERT_EQ(channels.at("layers").size(), 2u);
+  for (const json& layer : channels.at("layers")) {
+    ASSERT_EQ(layer.size(), 1u);
+    std::vector<int32_t> order = layer.at(0);
+    EXPECT_FALSE(std::is_sorted(order.begin(), order.end())) << "no order of importance";
+    std::sort(order.begin(), order.end());
+    for (int32_t channel = 0; channel < 64; ++channel) EXPECT_EQ(order.at(static_cast<size_t>(channel)), channel);
   }
   // The file is the resolved policy, with comments; and running it gives the bytes that were promised.
   EXPECT_TRUE(files_.read("out.policy").starts_with("# rarefy calibrate")) << files_.read("out.policy");
@@ -163,14 +197,15 @@ TEST_F(CliExtension, CalibrateRefusesWhatCannotBe) {
   expect_refused(with({"--error", "0.1", "--bytes-ratio", "0.1"}), 2, "--error E or --bytes-ratio R");
   expect_refused(with({"--error", "0.1", "--policy", "dense"}), 2, "got dense");
   expect_refused(with({"--error", "0.1", "--policy", "50x dense_layers=0"}), 2, "dense_layers=");
+  expect_refused(with({"--error", "0.1", "--policy", "50x spend=priority eps=0.1"}), 2, "expected no eps=");
   expect_refused(with({"--error", "0.000001"}), 2, "no budget satisfies this");
   expect_refused(with({"--bytes-ratio", "0.001"}), 2, "smallest budgets tried");
   expect_refused(with({"--error", "0.1", "--from", "estimated", "--policy", "50x spend=topk"}), 2, "no certificate");
-  expect_refused(calibrate({"--error", "0.1"}), 3, "text.txt: expected");                      // 16,384 tokens
+  expect_refused(calibrate({"--error", "0.1"}), 3, "text.txt: expected");                       // 16,384 tokens
   expect_refused(calibrate({"--error", "0.1", "--context", "300"}), 3, "at least 512 tokens");  // min= of the policy
   expect_refused(with({"--error", "0.1", "-o", "/no/such/folder/out.policy"}), 2, "-o");
-  const ProgramResult unwritable =
-      run("calibrate", {"-f", file, "--context", "1024", "--steps", "4", "--error", "0.1", "-o", "/no/such/folder/out.policy"});
+  const ProgramResult unwritable = run(
+      "calibrate", {"-f", file, "--context", "1024", "--steps", "4", "--error", "0.1", "-o", "/no/such/folder/out.policy"});
   expect_refused(unwritable, 1, "cannot write there");
   EXPECT_EQ(files_.num_files(), 1) << "something half-written beside the text";
 }

@@ -19,3 +19,14 @@ foreach(program c_consumer pkg_config_consumer)
     run(${WORK_DIR}/build/${program})
   endif()
 endforeach()
+
+# Selectors from outside, against the installed headers; the installed program loads them.
+foreach(name page_mean int8_codes)
+  run(${CMAKE_COMMAND} -S ${SELECTORS_DIR}/${name} -B ${WORK_DIR}/${name} -G Ninja -DCMAKE_BUILD_TYPE=Release
+      -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_C_COMPILER=${CC} -DCMAKE_PREFIX_PATH=${WORK_DIR}/prefix)
+  run(${CMAKE_COMMAND} --build ${WORK_DIR}/${name})
+  if(EXISTS ${WORK_DIR}/prefix/bin/rarefy)
+    run(${WORK_DIR}/prefix/bin/rarefy policy explain "50x index=${name}" --ctx-size 16384
+        --plugin ${WORK_DIR}/${name}/${name}.so)
+  endif()
+endforeach()

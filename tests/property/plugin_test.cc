@@ -49,7 +49,8 @@ class Encoded {
       for (int32_t end = one_by_one ? 1 : count, done = 0; done < count; done = end++) {
         std::vector<float> readable(static_cast<size_t>(tokens_) * kHeadDim, kNan);
         const int32_t from = selector.first_key_read(done, end);
-        std::copy(first + int64_t{from} * kHeadDim, first + int64_t{end} * kHeadDim, readable.begin() + int64_t{from} * kHeadDim);
+        std::copy(first + int64_t{from} * kHeadDim, first + int64_t{end} * kHeadDim,
+                  readable.begin() + int64_t{from} * kHeadDim);
         selector.encode({1, 1}, {readable.data(), end, done}, index_.data() + block * bytes_);
       }
     }
@@ -149,7 +150,8 @@ TEST(ExamplePlugins, RefuseOptionsWithTheirOwnWords) {
     const auto refused = make_selector(text, test_shape());
     ASSERT_FALSE(refused);
     EXPECT_EQ(refused.status().code(), StatusCode::invalid_argument);
-    EXPECT_NE(refused.status().message().find("takes no options, got 'x'"), std::string::npos) << refused.status().message();
+    EXPECT_NE(refused.status().message().find("takes no options, got 'x'"), std::string::npos)
+        << refused.status().message();
   }
 }
 
@@ -192,7 +194,7 @@ struct Outcome {
 
 TEST(ExamplePlugins, SelectLikeAnyOther) {
   load_examples();
-  for (const char* index : {"page_mean", "int8_codes"}) {
+  for (const char* index : {"page_mean", "int8_codes", "quest16+int8_codes"}) {
     const Outcome run(index, Spend::half);
     EXPECT_TRUE(run.update.ok() && run.select.ok() && run.valid.ok()) << run.select.to_string() << run.valid.to_string();
   }
@@ -211,11 +213,17 @@ TEST(BadPlugins, ScoresThatAreNoNumbersStillGiveValidSets) {
 TEST(BadPlugins, WhatTheyThrowFailsTheStepWithTheirWords) {
   load_examples();
   const auto message = [](const char* index) { return Outcome(index, Spend::half).select.to_string(); };
-  EXPECT_NE(message("misbehaving:score").find("'misbehaving:score': score failed with status 8: no scores today"), std::string::npos)
+  EXPECT_NE(message("misbehaving:score").find("'misbehaving:score': score failed with status 8: no scores today"),
+            std::string::npos)
       << message("misbehaving:score");
-  EXPECT_NE(message("misbehaving:prepare").find("an unknown exception"), std::string::npos) << message("misbehaving:prepare");
-  EXPECT_NE(message("misbehaving:first_key").find("first_key_read: expected 0 to 0, got 1"), std::string::npos)
-      << message("misbehaving:first_key");
+  EXPECT_NE(message("misbehaving:prepare").find("an unknown exception"), std::string::npos)
+      << message("misbehaving:prepare");
+  const Outcome first_key("misbehaving:first_key", Spend::half);
+  EXPECT_NE(first_key.update.message().find("first_key_read: expected 0 to 0, got 1"), std::string::npos)
+      << first_key.update.to_string();
+  EXPECT_FALSE(first_key.select.ok()) << "nothing was encoded";
+  EXPECT_NE(message("quest16+misbehaving:score").find("no scores today"), std::string::npos)
+      << message("quest16+misbehaving:score");
   EXPECT_NE(Outcome("misbehaving:encode", Spend::half).update.message().find("no encoding today"), std::string::npos);
 }
 
@@ -274,7 +282,8 @@ struct Probe {
 };
 Probe probe;
 
-rarefy_status create_nothing(void*, const rarefy_selector_shape*, const char* options, rarefy_selector* selector, char*, size_t) {
+rarefy_status create_nothing(void*, const rarefy_selector_shape*, const char* options, rarefy_selector* selector, char*,
+                             size_t) {
   selector->user = &probe;
   selector->block_tokens = 16;
   selector->block_bytes = 4;
@@ -296,7 +305,8 @@ TEST(ForeignSelectors, MissingCallbacksAndWrongSizesAreRefusedAndDestroyed) {
   type.name = "no_callbacks";
   ASSERT_TRUE(register_selector(type).ok());
   EXPECT_EQ(register_selector(type).code(), StatusCode::invalid_argument) << "registered twice";
-  EXPECT_NE(make_selector("no_callbacks", test_shape()).status().message().find("encode, prepare and score"), std::string::npos);
+  EXPECT_NE(make_selector("no_callbacks", test_shape()).status().message().find("encode, prepare and score"),
+            std::string::npos);
   EXPECT_EQ(probe.destroyed, 1);
   EXPECT_NE(make_selector("no_callbacks:size", test_shape()).status().message().find("struct_size"), std::string::npos);
   EXPECT_EQ(probe.destroyed, 2);
