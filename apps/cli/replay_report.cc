@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "layer_list.h"
@@ -18,6 +19,9 @@ constexpr double kZ95 = 1.96;  // two-sided 95 % quantile of the normal distribu
 ReplaySummary::Errors summarize_errors(const std::vector<double>& values) {
   ReplaySummary::Errors errors;
   errors.mean = mean_and_error(values).mean;
+  double squares = 0.0;
+  for (const double value : values) squares += value * value;
+  errors.rms = values.empty() ? 0.0 : std::sqrt(squares / static_cast<double>(values.size()));
   errors.p50 = quantile(values, 0.5);
   errors.p95 = quantile(values, 0.95);
   errors.p99 = quantile(values, 0.99);
@@ -27,6 +31,7 @@ ReplaySummary::Errors summarize_errors(const std::vector<double>& values) {
 
 void put_errors(nlohmann::ordered_json& record, const std::string& name, const ReplaySummary::Errors& errors) {
   record[name + "_mean"] = errors.mean;
+  record[name + "_rms"] = errors.rms;
   record[name + "_p50"] = errors.p50;
   record[name + "_p95"] = errors.p95;
   record[name + "_p99"] = errors.p99;
@@ -116,7 +121,8 @@ std::string replay_json(const ReplayScope& scope, const ReplaySummary& arm) {
   record["certificate_pairs"] = arm.certificate_pairs;
   if (arm.certificate_pairs > 0) {
     put_errors(record, "estimated_error", arm.estimated_error);
-    record["certificate_covered"] = static_cast<double>(arm.certificate_covered) / static_cast<double>(arm.certificate_pairs);
+    record["certificate_covered"] =
+        static_cast<double>(arm.certificate_covered) / static_cast<double>(arm.certificate_pairs);
   }
   for (size_t i = 0; i < scope.layers.size(); ++i) {
     record["by_layer"].push_back({{"layer", scope.layers[i]},
@@ -150,7 +156,8 @@ std::string replay_table(const ReplayScope& scope, const std::vector<ReplaySumma
       "{}: {} steps at {} to {} cached tokens, layers {}, {} query heads{}\n"
       "Errors are audited: |out - dense| / |dense| of each head, dense in double precision. exact: the best\n"
       "tokens by true probability, as many as the policy took, nothing sampled.\n\n",
-      scope.title(), scope.positions.size(), format_count(scope.shortest_kv_len()), format_count(scope.longest_kv_len()), format_layers(scope.layers), scope.info.num_q_heads,
+      scope.title(), scope.positions.size(), format_count(scope.shortest_kv_len()), format_count(scope.longest_kv_len()),
+      format_layers(scope.layers), scope.info.num_q_heads,
       scope.num_seeds > 1 ? fmt::format(", {} seeds", scope.num_seeds) : "");
   text += errors.text() + "\n" + lists.text();
   text +=
