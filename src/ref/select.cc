@@ -46,10 +46,11 @@ std::vector<double> rotate(const float* x, const std::vector<float>& factors, co
       for (int32_t i = 0; i < size; ++i) {
         double sum = 0.0;
         for (int32_t j = 0; j < size; ++j) {
-          const double term = double{factors[round + static_cast<size_t>(first + j)]} * in[static_cast<size_t>(first + j)];
+          const double term = double{factors[round + static_cast<size_t>(first) + static_cast<size_t>(j)]} *
+                              in[static_cast<size_t>(first) + static_cast<size_t>(j)];
           sum += std::popcount(static_cast<uint32_t>(i & j)) % 2 == 0 ? term : -term;
         }
-        out[static_cast<size_t>(first + i)] = sum;
+        out[static_cast<size_t>(first) + static_cast<size_t>(i)] = sum;
       }
       first += size;
     }
