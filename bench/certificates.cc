@@ -25,7 +25,8 @@ struct Size {
   int32_t realisations = 8, draws = 40;
 };
 
-void print(const char* part, const CertificateCase& problem, const std::string& policy, const CertificateTally& all);
+void print(const char* part, const CertificateCase& problem, const std::string& policy, const CertificateTally& all,
+           const Size& size);
 
 // One line for each policy; all of them see the same keys and values.
 void run(const char* part, CertificateCase problem, const std::vector<std::string>& policies, const Size& size) {
@@ -49,10 +50,11 @@ void run(const char* part, CertificateCase problem, const std::vector<std::strin
       all.lists.merge(tally->lists);
     }
   }
-  for (size_t i = 0; i < policies.size(); ++i) print(part, problem, policies[i], tallies[i]);
+  for (size_t i = 0; i < policies.size(); ++i) print(part, problem, policies[i], tallies[i], size);
 }
 
-void print(const char* part, const CertificateCase& problem, const std::string& policy, const CertificateTally& all) {
+void print(const char* part, const CertificateCase& problem, const std::string& policy, const CertificateTally& all,
+           const Size& size) {
   const rarefy::Policy parsed = *rarefy::Policy::parse(policy);
   const rarefy::RateLimits limits = rarefy::rate_limits(all.violations, all.pairs);
   const auto share = [&](int64_t lists) { return static_cast<double>(lists) / static_cast<double>(all.lists.total()); };
@@ -85,6 +87,7 @@ void print(const char* part, const CertificateCase& problem, const std::string& 
   record["density"] = all.traffic.density();
   record["bytes_ratio"] = all.traffic.bytes_ratio();
   rarefy::cli::append_origin(record);
+  record["command"] = "bench_certificates " + std::to_string(size.realisations) + " " + std::to_string(size.draws);
   std::printf("%s\n", record.dump().c_str());
   std::fflush(stdout);
 }
@@ -96,7 +99,6 @@ std::string promise(double eps, double delta) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  rarefy::cli::set_command_line(argc, argv);
   Size size;
   if (argc > 1) size.realisations = std::atoi(argv[1]);
   if (argc > 2) size.draws = std::atoi(argv[2]);

@@ -108,6 +108,7 @@ std::string_view stop_reason_text(StopReason reason) {
 
 std::string sparsity_warning(const Policy& policy, const Traffic& traffic, int32_t kv_len) {
   if (policy.dense || traffic.tokens_cached == 0 || kv_len == 0) return {};
+  if (policy.eps > 0.0) return {};  // the total is a first budget, not a promise; what became of it stands in the table
   const double asked = static_cast<double>(kv_len) / policy.total.tokens(kv_len);
   const double reached = 1.0 / traffic.density();
   if (reached >= 0.9 * asked) return {};
