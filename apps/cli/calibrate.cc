@@ -252,8 +252,8 @@ void run(Flags flags) {
 void add_calibrate(CLI::App& parent) {
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = add_verb(parent, "calibrate",
-                            "Budgets per layer from errors measured on a text: the least bytes at a target error, or\n"
-                            "the least error at given bytes. The policy file goes into any --policy as @FILE.",
+                            "Budgets per layer from errors measured on a text: least bytes at an error, or\n"
+                            "least error at given bytes. Any --policy takes the file it writes as @FILE.",
                             "  rarefy calibrate -f text.txt --policy 50x --error 0.1 -o calibrated.policy\n"
                             "  rarefy perplexity -f other.txt --policy 50x --policy @calibrated.policy --audit 1");
   add_model_flags(*verb, flags->model);

@@ -60,7 +60,7 @@ INSTANTIATE_TEST_SUITE_P(Verbs, CliHelp,
                                            std::vector<std::string>{"replay"}, std::vector<std::string>{"policy"},
                                            std::vector<std::string>{"policy", "explain"},
                                            std::vector<std::string>{"policy", "list"}, std::vector<std::string>{"inspect"},
-                                           std::vector<std::string>{"bench"}));
+                                           std::vector<std::string>{"bench"}, std::vector<std::string>{"calibrate"}));
 
 TEST_F(CliInput, VersionNamesBuildFacts) {
   const ProgramResult result = run_program({"--version"});
