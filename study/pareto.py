@@ -27,7 +27,7 @@ SPARSITIES = (10, 20, 50, 100)
 COMBINATIONS = ("quest16:int4+sign", "quest32:int4+sign", "quest32:int4+q2")
 # What a rule cannot do without, beside a budget.
 SPEND_OPTIONS = {"vattention": "eps=0.2 delta=0.1"}
-SELECTORS_OF_A_CHUNK = 2  # measured by one process per context
+SELECTORS_OF_A_CHUNK = 14  # measured by one process per context: a prefill costs as much as thirty policies
 RESULTS = "selectors.jsonl"
 
 
