@@ -46,6 +46,15 @@ def policy_text(selector, spend, sparsity):
     return " ".join(filter(None, [f"total={1 / sparsity:g} index={selector} spend={spend}", SPEND_OPTIONS.get(spend)]))
 
 
+def sparsity_asked(text):
+    """50 for "50x ..." and for "total=0.02 ..."; what a step reaches may differ (eps=, topp). None for a number of tokens."""
+    word = text.split()[0]
+    if word.endswith("x"):
+        return float(word[:-1])
+    total = next((float(part[6:]) for part in text.split() if part.startswith("total=")), 0)
+    return round(1 / total, 3) if 0 < total <= 1 else None
+
+
 def refusal(args, text):
     """What the program says against a policy, or nothing."""
     run = subprocess.run([str(args.rarefy), "policy", "explain", text, "--ctx-size", str(args.tokens), "-m", str(args.model)],
@@ -111,6 +120,7 @@ class Chunk:
             error, loss, recall = (self.rows[verb][policy] for verb in ("replay", "perplexity", "recall"))
             row = {"bench": "selectors", "model": error["model"], "split": self.args.split, "selector": error["selector"],
                    "spend": error["spend"], "policy": policy, "policy_resolved": error["policy_resolved"]}
+            row["sparsity_asked"] = sparsity_asked(policy)
             row["sparsity"] = error["sparsity"]
             row.update({key: error[key] for key in ("kv_len", "kv_dtype", "density", "bytes_ratio", "pairs", "captures")})
             row.update({key: value for key, value in error.items() if key.startswith(("error_", "exact_error_", "estimated_error_"))})
