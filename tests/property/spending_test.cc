@@ -299,13 +299,42 @@ Statistics simulate(Spend spend_rule, const std::vector<double>& weights, const 
   return result;
 }
 
-class Estimator : public testing::TestWithParam<std::tuple<Shape, double, Spend, double>> {};
+enum class Scores { exact, half_nat, one_nat, two_level };
+const char* to_string(Scores scores) {
+  constexpr const char* kNames[] = {"exact", "half_nat", "one_nat", "two_level"};
+  return kNames[static_cast<int>(scores)];
+}
+
+// Those of COARSE+FINE: the best quarter of the pages has token scores with an error of half a nat, all other tokens have the
+// logarithm of their page's mean weight.
+std::vector<float> two_level(const std::vector<double>& weights, uint32_t seed) {
+  constexpr int32_t kPage = 16;
+  std::vector<float> result = noisy(weights, 0.5, seed);
+  std::vector<double> pages;  // [num_pages] f64
+  for (size_t first = 0; first < weights.size(); first += kPage)
+    pages.push_back(ref::log_sum_exp(weights.data() + first, kPage) - std::log(kPage));
+  std::vector<double> order = pages;
+  std::nth_element(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(order.size() / 4), order.end(),
+                   std::greater<>());
+  for (size_t token = 0; token < weights.size(); ++token) {
+    const double page = pages[token / kPage];
+    if (page < order[order.size() / 4]) result[token] = static_cast<float>(page);
+  }
+  return result;
+}
+
+std::vector<float> estimated(Scores scores, const std::vector<double>& weights, uint32_t seed) {
+  if (scores == Scores::two_level) return two_level(weights, seed);
+  return noisy(weights, scores == Scores::exact ? 0.0 : scores == Scores::half_nat ? 0.5 : 1.0, seed);
+}
+
+class Estimator : public testing::TestWithParam<std::tuple<Shape, Scores, Spend, double>> {};
 
 TEST_P(Estimator, IsUnbiasedAndKnowsItsVariance) {
-  const auto [shape, noise, spend_rule, floor] = GetParam();
+  const auto [shape, scores, spend_rule, floor] = GetParam();
   constexpr int32_t kTokens = 2048, kBudget = 96, kSeeds = kNumSeeds;
   const auto weights = log_weights(shape, kTokens, kSeed);
-  const auto result = simulate(spend_rule, weights, noisy(weights, noise, kSeed + 2), kBudget, floor, kSeeds);
+  const auto result = simulate(spend_rule, weights, estimated(scores, weights, kSeed + 2), kBudget, floor, kSeeds);
   const double tiny = 1e-6;  // rounding, where the variance is next to nothing
   EXPECT_NEAR(result.numerator.mean, result.exact_numerator, 3 * std::sqrt(result.numerator.variance / kSeeds) + tiny);
   EXPECT_NEAR(result.denominator.mean, result.exact_denominator,
@@ -321,14 +350,15 @@ TEST_P(Estimator, IsUnbiasedAndKnowsItsVariance) {
 
 INSTANTIATE_TEST_SUITE_P(Distributions, Estimator,
                          testing::Combine(testing::Values(Shape::flat, Shape::spike, Shape::heavy, Shape::clustered),
-                                          testing::Values(0.0, 0.5, 1.0),
+                                          testing::Values(Scores::exact, Scores::half_nat, Scores::one_nat,
+                                                          Scores::two_level),
                                           testing::Values(Spend::priority, Spend::half, Spend::uniform, Spend::gumbel,
                                                           Spend::systematic, Spend::vattention),
                                           testing::Values(0.0, 0.1)),
                          [](const auto& info) {
                            std::string name = to_string(std::get<0>(info.param));
                            std::replace(name.begin(), name.end(), ' ', '_');
-                           return name + "_noise" + std::to_string(static_cast<int>(10 * std::get<1>(info.param))) + "_" +
+                           return name + "_" + to_string(std::get<1>(info.param)) + "_" +
                                   std::string(to_string(std::get<2>(info.param))) +
                                   (std::get<3>(info.param) > 0 ? "_floor" : "");
                          });
