@@ -146,11 +146,14 @@ Status DecodeAttention::run_sparse(int32_t layer, float scale, const float* q, f
   RAREFY_RETURN_IF_ERROR(sparse_->run(*sequence_, step, out, result_));
   count(layer, result_.traffic);
   for (float estimate : result_.out_rel_std) stats.estimated_error.add(estimate);
+  for (float bound : result_.out_bound) stats.bounded_error.add(bound);
+  for (ListOutcome outcome : result_.outcomes) stats.lists.add(outcome);
 
   if (should_audit(layer, step.position)) {
     const auto start = std::chrono::steady_clock::now();
     RAREFY_RETURN_IF_ERROR(sparse_->audit(out, audit_));
-    stats.audit.add({layer, engine_->shape.num_layers, step.position, audit_.error, audit_.mass, result_.out_rel_std});
+    stats.audit.add({layer, engine_->shape.num_layers, step.position, audit_.error, audit_.mass, result_.out_rel_std,
+                     policy_.eps, policy_.certify == Certify::bounded ? 0.0 : policy_.delta});
     stats.audit_seconds += seconds_since(start);
   }
   return {};

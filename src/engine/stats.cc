@@ -84,17 +84,73 @@ void Traffic::add(const Traffic& other) {
   fixed_bytes += other.fixed_bytes;
 }
 
+double normal_quantile(double p) {
+  double low = -40.0, high = 40.0;
+  for (int32_t step = 0; step < 100; ++step) {
+    const double middle = 0.5 * (low + high);
+    (0.5 * std::erfc(-middle / std::sqrt(2.0)) < p ? low : high) = middle;
+  }
+  return 0.5 * (low + high);
+}
+
+RateLimits rate_limits(int64_t hits, int64_t count) {
+  if (count <= 0) return {};
+  constexpr double kZ = 1.6449;  // one-sided 95 % quantile of the normal distribution
+  const double n = static_cast<double>(count), rate = static_cast<double>(hits) / n, square = kZ * kZ / n;
+  const double middle = (rate + 0.5 * square) / (1.0 + square);
+  const double half = std::sqrt(square * (rate * (1.0 - rate) + 0.25 * square)) / (1.0 + square);
+  return {hits == 0 ? 0.0 : std::max(0.0, middle - half), hits == count ? 1.0 : std::min(1.0, middle + half)};
+}
+
+std::string_view to_string(ListOutcome outcome) {
+  switch (outcome) {
+    case ListOutcome::unjudged: return "unjudged";
+    case ListOutcome::first: return "first";
+    case ListOutcome::enlarged: return "enlarged";
+    case ListOutcome::capped: return "capped";
+    case ListOutcome::dense: return "dense";
+  }
+  return "unknown";
+}
+
+void ListCounts::add(ListOutcome outcome) {
+  switch (outcome) {
+    case ListOutcome::unjudged: break;
+    case ListOutcome::first: ++first; break;
+    case ListOutcome::enlarged: ++enlarged; break;
+    case ListOutcome::capped: ++capped; break;
+    case ListOutcome::dense: ++dense; break;
+  }
+}
+
+void ListCounts::merge(const ListCounts& other) {
+  first += other.first;
+  enlarged += other.enlarged;
+  capped += other.capped;
+  dense += other.dense;
+}
+
+bool AuditStats::promise_broken() const {
+  return promised_pairs > 0 && (delta > 0.0 ? rate_limits(violations, promised_pairs).lower > delta : violations > 0);
+}
+
 void AuditStats::add(const AuditedStep& step) {
   const size_t num_heads = step.error.size();
   layer_error.resize(static_cast<size_t>(step.num_layers));
   head_error.resize(static_cast<size_t>(step.num_layers) * num_heads);
   ++layer_steps;
+  eps = step.eps;
+  delta = step.delta;
   for (size_t head = 0; head < num_heads; ++head) {
     const double value = step.error[head], estimate = step.out_rel_std[head];
     error.add(value);
     layer_error[static_cast<size_t>(step.layer)].add(value);
     head_error[static_cast<size_t>(step.layer) * num_heads + head].add(value);
     mass.add(step.mass[head]);
+    if (eps > 0.0) {
+      ++promised_pairs;
+      if (!(value <= eps)) ++violations;
+    }
     if (estimate > 0.0) {
       ++certificate_pairs;
       certificate_ratio.add(value / estimate);
@@ -115,6 +171,9 @@ void AuditStats::merge(const AuditStats& other) {
   certificate_ratio.merge(other.certificate_ratio);
   certificate_pairs += other.certificate_pairs;
   certificate_covered += other.certificate_covered;
+  if (other.promised_pairs > 0) eps = other.eps, delta = other.delta;
+  promised_pairs += other.promised_pairs;
+  violations += other.violations;
   if (other.worst.error > worst.error || worst.layer < 0) worst = other.worst;
 }
 
@@ -131,6 +190,8 @@ void RunStats::merge(const RunStats& other) {
     layers[i].traffic.add(other.layers[i].traffic);
   }
   estimated_error.merge(other.estimated_error);
+  bounded_error.merge(other.bounded_error);
+  lists.merge(other.lists);
 
   audit.merge(other.audit);
 }
@@ -157,6 +218,11 @@ std::string RunStats::to_json() const {
       {"fixed_bytes", traffic.fixed_bytes},
       {"estimated", {{"out_rel_std", to_json_object(estimated_error)}}},
   };
+  if (bounded_error.count() > 0) json["bounded"] = {{"error", to_json_object(bounded_error)}};
+  if (lists.total() > 0) {
+    json["lists"] = {
+        {"first", lists.first}, {"enlarged", lists.enlarged}, {"capped", lists.capped}, {"dense", lists.dense}};
+  }
   for (const LayerStats& layer : layers) json["layers"].push_back(to_json_object(layer));
   if (audit.layer_steps > 0) {
     nlohmann::json layers = nlohmann::json::array();
@@ -178,6 +244,18 @@ std::string RunStats::to_json() const {
           {"head", audit.worst.head},
           {"position", audit.worst.position}}},
     };
+    if (audit.promised_pairs > 0) {
+      const RateLimits limits = rate_limits(audit.violations, audit.promised_pairs);
+      json["audited"]["violations"] = {
+          {"eps", audit.eps},
+          {"delta", audit.delta},
+          {"pairs", audit.promised_pairs},
+          {"count", audit.violations},
+          {"rate", audit.violation_rate()},
+          {"rate_lower_95", limits.lower},
+          {"rate_upper_95", limits.upper},
+      };
+    }
   }
   return json.dump();
 }

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/aligned_buffer.h"
+#include "rarefy/select/selection.h"
 #include "select/block_source.h"
 #include "select/fetch_queue.h"
 #include "select/spend.h"
@@ -51,6 +52,12 @@ class ListBuilder {
   int32_t finish(std::vector<ScanPart>& parts,
                  int32_t* token_ids,  // [max_selected] i32
                  float* log_weight);  // [max_selected] f32
+
+  // Bounds what a list of these tokens leaves out. Pre: finish() was called, the selector has bounds.
+  void bound_outside(const int32_t* token_ids,  // [count] i32; ascending
+                     int32_t count,
+                     const float* lse,              // [group] f32
+                     OutsideBound* outside) const;  // not a tensor: one for each of the group's query heads
 
   // Times that finish() needed every token scored, 1 or more; the sample is read again from cache and not counted.
   int32_t passes() const { return passes_; }

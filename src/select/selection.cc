@@ -33,6 +33,9 @@ class Selection::Impl {
   Status update_index(KvSequence& sequence, int32_t layer);
   bool ready(const KvSequence& sequence, int32_t layer) const;
   Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost);
+  void bound_outside(int32_t kv_head, IndexSet& set, const float* lse, OutsideBound* outside) const {
+    lists_[static_cast<size_t>(kv_head)].bound_outside(set.token_ids(0, kv_head), set.count(0, kv_head), lse, outside);
+  }
   const Selector& selector() const { return *selector_; }
 
  private:
@@ -346,6 +349,10 @@ bool Selection::ready(const KvSequence& sequence, int32_t layer) const { return 
 
 Status Selection::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost) {
   return impl_->select(sequence, step, set, cost);
+}
+
+void Selection::bound_outside(int32_t kv_head, IndexSet& set, const float* lse, OutsideBound* outside) const {
+  impl_->bound_outside(kv_head, set, lse, outside);
 }
 
 const Selector& Selection::selector() const { return impl_->selector(); }

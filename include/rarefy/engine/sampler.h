@@ -26,7 +26,7 @@ class Sampler {
  private:
   explicit Sampler(const SamplerOptions& options) : options_(options) {}
   SamplerOptions options_;
-  std::vector<int32_t> order_;      // [vocab_size] i32; scratch
+  std::vector<int32_t> order_;       // [vocab_size] i32; scratch
   std::vector<double> probability_;  // [vocab_size] f64; scratch
 };
 

@@ -35,9 +35,11 @@ struct SparseStepPlan {
 };
 
 struct SparseStepResult {
-  Traffic traffic;                 // of this step; every pass counts
-  std::vector<float> rel_std;      // [num_q_heads] f32; estimated
-  std::vector<float> out_rel_std;  // [num_q_heads] f32; estimated
+  Traffic traffic;                    // of this step; every pass counts, rows that are read again too
+  std::vector<float> rel_std;         // [num_q_heads] f32; estimated
+  std::vector<float> out_rel_std;     // [num_q_heads] f32; estimated
+  std::vector<float> out_bound;       // [num_q_heads] f32; bounded |out - dense| / |dense|; empty without certify=bounded
+  std::vector<ListOutcome> outcomes;  // [num_kv_heads]
 };
 
 // Of the step that ran last, per query head.

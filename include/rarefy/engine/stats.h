@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "rarefy/core/status.h"
@@ -32,6 +33,33 @@ class QuantileSketch {
   double sum_ = 0.0, sum_of_squares_ = 0.0;
   double min_ = 0.0, max_ = 0.0;
   std::vector<int64_t> bins_;  // empty until the first add
+};
+
+// The z below which a standard normal number lies with probability p, 0 < p < 1.
+double normal_quantile(double p);
+
+// Wilson's one-sided limits for a probability of which `hits` in `count` independent trials were seen; each holds with 95 %.
+struct RateLimits {
+  double lower = 0.0, upper = 1.0;
+};
+RateLimits rate_limits(int64_t hits, int64_t count);
+
+// What became of a list under eps= (docs/certificate.md).
+enum class ListOutcome : int32_t {
+  unjudged = 0,  // no eps
+  first = 1,     // accepted with the first budget
+  enlarged = 2,  // accepted with a larger one
+  capped = 3,    // accepted with the largest one
+  dense = 4,     // no budget was enough: dense attention for this list
+};
+std::string_view to_string(ListOutcome outcome);
+
+// Lists by outcome.
+struct ListCounts {
+  int64_t first = 0, enlarged = 0, capped = 0, dense = 0;
+  void add(ListOutcome outcome);
+  void merge(const ListCounts& other);
+  int64_t total() const { return first + enlarged + capped + dense; }
 };
 
 // KV traffic of decode steps. `dense_bytes` is what dense attention would have read in the same steps. Everything but the last
@@ -79,6 +107,8 @@ struct AuditedStep {
   std::span<const double> error;       // [num_q_heads] f64
   std::span<const double> mass;        // [num_q_heads] f64
   std::span<const float> out_rel_std;  // [num_q_heads] f32
+  double eps = 0.0;                    // promised error; 0 = none
+  double delta = 0.0;                  // promised share of violations; 0 = none is allowed
 };
 
 // Dense recomputation of a sample of (layer, step) pairs.
@@ -92,6 +122,15 @@ struct AuditStats {
   int64_t certificate_pairs = 0;            // heads with an estimated error
   int64_t certificate_covered = 0;          // of these, audited error <= 1.96 * estimated error
   WorstPlace worst;
+  // Of a policy with eps, over all audited (step, layer, head) triples, those of capped and fallen-back lists included:
+  double eps = 0.0, delta = 0.0;
+  int64_t promised_pairs = 0;
+  int64_t violations = 0;  // audited error > eps
+  double violation_rate() const {
+    return promised_pairs > 0 ? static_cast<double>(violations) / static_cast<double>(promised_pairs) : 0.0;
+  }
+  // Whether more errors exceed eps than promised, beyond what chance explains at 95 %.
+  bool promise_broken() const;
 
   void add(const AuditedStep& step);
   void merge(const AuditStats& other);
@@ -107,6 +146,8 @@ struct RunStats {
   Traffic traffic;
   std::vector<LayerStats> layers;  // [num_layers]; empty before the first decode step
   QuantileSketch estimated_error;  // out_rel_std per (step, layer, head) of sparse layers
+  QuantileSketch bounded_error;    // bound per (step, layer, head), with certify=bounded
+  ListCounts lists;                // judged by eps
   AuditStats audit;
 
   double prefill_tokens_per_second() const {

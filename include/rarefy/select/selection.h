@@ -38,6 +38,13 @@ struct SelectionCost {
   int64_t index_bytes = 0;      // read by scoring
 };
 
+// What a list leaves out at most, for one query head, in units of the list's own denominator exp(lse).
+struct OutsideBound {
+  double mass = 0.0;           // sum of exp(bound of the logit - lse)
+  double value_mass = 0.0;     // the same times the bound of |v|
+  double largest_value = 0.0;  // largest bound of |v|
+};
+
 class Selection {
  public:
   // `selector` must have been made for this cache's shape.
@@ -54,6 +61,12 @@ class Selection {
   bool ready(const KvSequence& sequence, int32_t layer) const;
   // Fills row 0 of `set`, one list per KV head. Pre: ready(), the layer is not dense.
   Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost);
+
+  // Bounds what list `kv_head` of the last select() leaves out, by the bounds of the selector. Pre: selector().has_bounds();
+  // `set` and the sequence are as select() left them.
+  void bound_outside(int32_t kv_head, IndexSet& set,
+                     const float* lse,              // [group] f32; of the list's tokens without weights
+                     OutsideBound* outside) const;  // not a tensor: one for each of the group's query heads
 
   const Selector& selector() const;
 
