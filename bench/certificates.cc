@@ -5,9 +5,12 @@
 //
 // A line's pairs are REALISATIONS x DRAWS x 8 heads; pairs of one realisation share keys and values and differ in their random
 // numbers. docs/certificate.md shows the numbers.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "run_record.h"
 #include "tests/support/certificate_case.h"
@@ -22,22 +25,34 @@ struct Size {
   int32_t realisations = 8, draws = 40;
 };
 
-void run(const char* part, CertificateCase problem, const std::string& policy, const Size& size) {
-  CertificateTally all;
+void print(const char* part, const CertificateCase& problem, const std::string& policy, const CertificateTally& all);
+
+// One line for each policy; all of them see the same keys and values.
+void run(const char* part, CertificateCase problem, const std::vector<std::string>& policies, const Size& size) {
+  std::vector<CertificateTally> tallies(policies.size());
   for (int32_t realisation = 0; realisation < size.realisations; ++realisation) {
     problem.seed = static_cast<uint32_t>(realisation + 1);
     CertificateRun one(problem);
-    const auto tally = one.run(policy, size.draws);
-    if (!tally) {
-      std::fprintf(stderr, "bench_certificates: %s: %s\n", policy.c_str(), tally.status().to_string().c_str());
-      std::exit(1);
+    for (size_t i = 0; i < policies.size(); ++i) {
+      // Nothing is random in bounded mode: one draw says it all.
+      const int32_t draws = policies[i].find("bounded") != std::string::npos ? 1 : size.draws;
+      const auto tally = one.run(policies[i], draws);
+      if (!tally) {
+        std::fprintf(stderr, "bench_certificates: %s: %s\n", policies[i].c_str(), tally.status().to_string().c_str());
+        std::exit(1);
+      }
+      CertificateTally& all = tallies[i];
+      all.pairs += tally->pairs;
+      all.violations += tally->violations;
+      all.largest_error = std::max(all.largest_error, tally->largest_error);
+      all.traffic.add(tally->traffic);
+      all.lists.merge(tally->lists);
     }
-    all.pairs += tally->pairs;
-    all.violations += tally->violations;
-    all.largest_error = std::max(all.largest_error, tally->largest_error);
-    all.traffic.add(tally->traffic);
-    all.lists.merge(tally->lists);
   }
+  for (size_t i = 0; i < policies.size(); ++i) print(part, problem, policies[i], tallies[i]);
+}
+
+void print(const char* part, const CertificateCase& problem, const std::string& policy, const CertificateTally& all) {
   const rarefy::Policy parsed = *rarefy::Policy::parse(policy);
   const rarefy::RateLimits limits = rarefy::rate_limits(all.violations, all.pairs);
   const auto share = [&](int64_t lists) { return static_cast<double>(lists) / static_cast<double>(all.lists.total()); };
@@ -90,20 +105,21 @@ int main(int argc, char** argv) {
     return 2;
   }
   using Shape = CertificateCase::Shape;
-  constexpr Shape kShapes[] = {Shape::flat, Shape::spike, Shape::heavy, Shape::clustered};
   for (const bool line_values : {true, false}) {
-    for (const Shape shape : kShapes) {
+    for (const Shape shape : {Shape::flat, Shape::spike, Shape::heavy, Shape::clustered}) {
       for (const double noise : {0.0, 0.5, 1.0}) {
         CertificateCase problem;
         problem.shape = shape;
         problem.noise = noise;
         problem.line_values = line_values;
+        std::vector<std::string> policies;
         for (const auto& [eps, delta] : {std::pair{0.2, 0.1}, std::pair{0.2, 0.05}, std::pair{0.1, 0.1}}) {
-          run("promise", problem, "total=0.02 index=emulated spend=priority" + promise(eps, delta), size);
+          policies.push_back("total=0.02 index=emulated spend=priority" + promise(eps, delta));
         }
         for (const char* spend : {"half", "gumbel", "uniform", "systematic", "vattention"}) {
-          run("promise", problem, "total=0.02 index=emulated spend=" + std::string(spend) + promise(0.2, 0.1), size);
+          policies.push_back("total=0.02 index=emulated spend=" + std::string(spend) + promise(0.2, 0.1));
         }
+        run("promise", problem, policies, size);
       }
     }
   }
@@ -113,13 +129,12 @@ int main(int argc, char** argv) {
       problem.shape = Shape::heavy;
       problem.needle_mass = mass;
       problem.needle_nats = nats;
-      run("needle", problem, "total=0.02 index=emulated spend=priority" + promise(0.2, 0.1), size);
-      run("needle", problem, "total=0.02 index=emulated spend=priority floor=0.1" + promise(0.2, 0.1), size);
-      // Nothing is random here: one draw says it all.
-      run("needle", problem, "total=0.02 index=emulated spend=topk eps=0.2 max=0.5 certify=bounded",
-          {size.realisations, 1});
-      run("needle", problem, "total=0.02 index=quest16:bound spend=topk eps=0.2 max=0.5 certify=bounded",
-          {size.realisations, 1});
+      run("needle", problem,
+          {"total=0.02 index=emulated spend=priority" + promise(0.2, 0.1),
+           "total=0.02 index=emulated spend=priority floor=0.1" + promise(0.2, 0.1),
+           "total=0.02 index=emulated spend=topk eps=0.2 max=0.5 certify=bounded",
+           "total=0.02 index=quest16:bound spend=topk eps=0.2 max=0.5 certify=bounded"},
+          size);
     }
   }
   return 0;
