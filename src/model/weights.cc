@@ -3,6 +3,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <future>
 #include <string>
 
 #include "model/json_file.h"
@@ -165,13 +166,27 @@ void warn_of_unread(const Checkpoint& checkpoint, const Names& names, const Mode
   }));
 }
 
-// The file is read ahead while what came before is converted.
-void prefetch(const Checkpoint& checkpoint, const std::string& prefix) {
-  for (auto it = checkpoint.tensors().lower_bound(prefix);
-       it != checkpoint.tensors().end() && it->first.starts_with(prefix); ++it) {
-    MappedFile::prefetch({it->second.data, it->second.size_bytes});
+// Reads the file ahead on a thread of its own while what came before is converted: asking for pages blocks until the disk has
+// taken the request, so one thread in turns reaches only half of the disk's rate.
+class ReadAhead {
+ public:
+  explicit ReadAhead(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+
+  // Waits for the tensors asked for before, then asks for those whose names begin with `prefix`.
+  void start(const std::string& prefix) {
+    if (pending_.valid()) pending_.wait();
+    pending_ = std::async(std::launch::async, [this, prefix] {
+      for (auto it = checkpoint_.tensors().lower_bound(prefix);
+           it != checkpoint_.tensors().end() && it->first.starts_with(prefix); ++it) {
+        MappedFile::prefetch({it->second.data, it->second.size_bytes});
+      }
+    });
   }
-}
+
+ private:
+  const Checkpoint& checkpoint_;
+  std::future<void> pending_;  // its destructor waits
+};
 
 int64_t float_bytes(std::initializer_list<const std::vector<float>*> vectors) {
   std::size_t count = 0;
@@ -218,9 +233,10 @@ Expected<Weights> Weights::load(const Checkpoint& checkpoint, const ModelConfig&
   Weights weights;
   const auto layer_prefix = [&](int32_t i) { return names.prefix + "layers." + std::to_string(i) + "."; };
   weights.layers.reserve(static_cast<std::size_t>(config.num_layers));
-  prefetch(checkpoint, layer_prefix(0));
+  ReadAhead read_ahead(checkpoint);
+  read_ahead.start(layer_prefix(0));
   for (int32_t i = 0; i < config.num_layers; ++i) {
-    prefetch(checkpoint, i + 1 < config.num_layers ? layer_prefix(i + 1) : names.prefix + "embed_tokens.");
+    read_ahead.start(i + 1 < config.num_layers ? layer_prefix(i + 1) : names.prefix + "embed_tokens.");
     const LayerKind kind = config.layers[static_cast<std::size_t>(i)];
     RAREFY_RETURN_IF_ERROR(loader.layer(layer_prefix(i), kind, weights.layers.emplace_back()));
   }
