@@ -27,6 +27,7 @@ class Output {
   Output& operator=(const Output&) = delete;
 
   void write(std::string_view text);
+  void write_bytes(const void* data, size_t size_bytes);  // data [size_bytes] bytes
   void flush();
   void commit();
 

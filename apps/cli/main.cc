@@ -76,6 +76,8 @@ int run(int argc, const char* const* argv) {
   add_chat(app);
   add_perplexity(app);
   add_recall(app);
+  add_capture(app);
+  add_replay(app);
   add_policy(app);
   add_inspect(app);
   add_models(app);

@@ -13,7 +13,7 @@
 #include "failure.h"
 #include "files.h"
 #include "model_flags.h"
-#include "questions.h"
+#include "passages.h"
 #include "scoring.h"
 #include "table.h"
 #include "terminal.h"
@@ -31,55 +31,6 @@ struct Flags {
   int32_t chunks = 1;
   bool json = false;
 };
-
-// A context and what comes after it.
-struct Passage {
-  std::string id;
-  std::vector<int32_t> context, continuation;  // [num_tokens] i32
-};
-
-std::vector<Passage> cut_text(const Flags& flags, const Tokenizer& tokenizer) {
-  const std::vector<int32_t> text = encode_text(tokenizer, read_text(flags.file), false, flags.file);
-  const std::vector<int32_t> begin = encode_text(tokenizer, "", true, flags.file);  // special tokens, if any
-  const int64_t context = flags.context - static_cast<int64_t>(begin.size());
-  if (context < 1) fail(ExitCode::usage, fmt::format("--context: expected at least {} tokens", begin.size() + 1));
-  const int64_t length = context + flags.predict;
-  const int64_t fit = static_cast<int64_t>(text.size()) / length;
-  const int64_t count = flags.chunks == 0 ? fit : flags.chunks;
-  if (fit < std::max<int64_t>(1, count)) {
-    fail(
-        ExitCode::bad_input,
-        fmt::format("{}: expected {} tokens for {} x (--context {} + --predict {}), got {}; ask for less or give more text",
-                    flags.file, format_count(std::max<int64_t>(1, count) * length), std::max<int64_t>(1, count),
-                    flags.context, flags.predict, format_count(static_cast<int64_t>(text.size()))));
-  }
-  std::vector<Passage> passages;
-  for (int64_t i = 0; i < count; ++i) {
-    Passage passage;
-    passage.id = fmt::format("{}#{}", flags.file, i);
-    const auto at = text.begin() + i * length;
-    passage.context = begin;
-    passage.context.insert(passage.context.end(), at, at + context);
-    passage.continuation.assign(at + context, at + length);
-    passages.push_back(std::move(passage));
-  }
-  return passages;
-}
-
-std::vector<Passage> read_passages(const Flags& flags, const Tokenizer& tokenizer) {
-  std::vector<Passage> passages;
-  for (const auto& [where, line] : read_json_lines(flags.file)) {
-    Passage passage;
-    passage.id = line.value("id", where);
-    passage.context = encode_text(tokenizer, required_text(line, "context", where), true, where);
-    passage.continuation = encode_text(tokenizer, required_text(line, "continuation", where), false, where);
-    const int64_t limit = std::min<int64_t>(line.value("continuation_tokens", flags.predict), flags.predict);
-    if (static_cast<int64_t>(passage.continuation.size()) > limit) passage.continuation.resize(static_cast<size_t>(limit));
-    passages.push_back(std::move(passage));
-    if (flags.chunks > 0 && static_cast<int32_t>(passages.size()) == flags.chunks) break;
-  }
-  return passages;
-}
 
 // Scores of one arm over all passages.
 struct ArmScores {
@@ -197,9 +148,8 @@ void write_table(Output& output, const std::vector<Arm>& arms, const std::vector
 void run(const Flags& flags) {
   const LoadedModel loaded = load_model(flags.model);
   const std::vector<Arm> arms = parse_arms(flags.policies, loaded.model->config());
-  const bool lines = flags.file.ends_with(".jsonl");
-  const Tokenizer& tokenizer = loaded.model->tokenizer();
-  const std::vector<Passage> passages = lines ? read_passages(flags, tokenizer) : cut_text(flags, tokenizer);
+  const std::vector<Passage> passages =
+      read_passages({flags.file, flags.context, flags.predict, flags.chunks}, loaded.model->tokenizer());
   int64_t longest = 0, longest_continuation = 0, context_tokens = 0;
   for (const Passage& passage : passages) {
     const auto continuation = static_cast<int64_t>(passage.continuation.size());

@@ -15,6 +15,8 @@ void add_generate(CLI::App& parent);
 void add_chat(CLI::App& parent);
 void add_perplexity(CLI::App& parent);
 void add_recall(CLI::App& parent);
+void add_capture(CLI::App& parent);
+void add_replay(CLI::App& parent);
 void add_policy(CLI::App& parent);
 void add_inspect(CLI::App& parent);
 void add_models(CLI::App& parent);

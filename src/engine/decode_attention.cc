@@ -92,6 +92,7 @@ Status DecodeAttention::attend(int32_t layer, int32_t num_tokens, const float* q
   args.kv = kv;
   args.out = out;
   const bool sees_all = kind(layer) == LayerKind::full_attention;
+  if (sees_all && query_observer) query_observer(layer, kv.kv_lens[0] - 1, q);
   if (!sees_all || policy_.dense || policy_.layer_is_dense(layer, kv.kv_lens[0])) return run_dense(layer, args);
   if (!sparse_->ready(*sequence_, layer)) return run_dense(layer, args);  // too few tokens to train its selector
   return run_sparse(layer, args.scale, q, out);

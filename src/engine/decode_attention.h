@@ -22,6 +22,7 @@ class DecodeAttention : public AttentionSink {
 
   uint64_t seed = 0;
   AuditOptions audit;
+  Session::QueryObserver query_observer;
   RunStats stats;
 
   // Between begin and the end of a forward pass, attend() works on `sequence`, whose pending tokens it fills.

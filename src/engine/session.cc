@@ -173,6 +173,22 @@ void Session::set_seed(uint64_t seed) { impl_->attention.seed = seed; }
 void Session::set_audit(const AuditOptions& options) { impl_->attention.audit = options; }
 const RunStats& Session::stats() const { return impl_->attention.stats; }
 
+void Session::set_query_observer(QueryObserver observer) { impl_->attention.query_observer = std::move(observer); }
+
+Expected<PagedKvView> Session::cached(int32_t layer) const {
+  const ModelConfig& config = impl_->engine->model().config();
+  if (layer < 0 || layer >= config.num_layers) {
+    return Status::invalid_argument("layer: expected 0.." + std::to_string(config.num_layers - 1) + ", got " +
+                                    std::to_string(layer));
+  }
+  const LayerKind kind = config.layers[static_cast<size_t>(layer)];
+  if (kind != LayerKind::full_attention) {
+    return Status::unsupported("layer " + std::to_string(layer) + ": expected full_attention, which keeps all keys, got " +
+                               std::string(to_string(kind)));
+  }
+  return impl_->sequence.view(layer);
+}
+
 void Session::reset_stats() {
   impl_->attention.stats = {};
   impl_->attention.stats.policy = impl_->attention.policy().to_string();

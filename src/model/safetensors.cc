@@ -4,6 +4,7 @@
 #include <array>
 
 #include "model/json_file.h"
+#include "rarefy/model/safetensors_header.h"
 
 namespace rarefy::model {
 namespace {
@@ -175,3 +176,36 @@ Expected<SafetensorsHeader> parse_safetensors(std::span<const std::byte> file) {
 }
 
 }  // namespace rarefy::model
+
+namespace rarefy {
+
+Expected<std::string> safetensors_header(const std::vector<TensorEntry>& tensors,
+                                         const std::map<std::string, std::string>& metadata) {
+  constexpr std::size_t kAlignmentBytes = 64;
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  std::uint64_t at = 0;
+  for (const TensorEntry& tensor : tensors) {
+    const auto type = std::find_if(model::kTypes.begin(), model::kTypes.end(),
+                                   [&](const model::TypeName& known) { return known.dtype == tensor.dtype; });
+    if (type == model::kTypes.end()) {
+      return Status::unsupported("safetensors: expected one of " + model::type_names() + ", got " +
+                                 std::string(to_string(tensor.dtype)));
+    }
+    std::uint64_t bytes = type->size_bytes;
+    for (const int64_t extent : tensor.shape) bytes *= static_cast<std::uint64_t>(extent);
+    if (header.contains(tensor.name)) {
+      return Status::invalid_argument("safetensors: expected names that differ, got '" + tensor.name + "' twice");
+    }
+    header[tensor.name] = {{"dtype", type->name}, {"shape", tensor.shape}, {"data_offsets", {at, at + bytes}}};
+    at += bytes;
+  }
+  std::string text = header.dump();
+  const std::size_t end = (sizeof(std::uint64_t) + text.size() + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
+  text.resize(end - sizeof(std::uint64_t), ' ');
+  std::string file(sizeof(std::uint64_t), '\0');
+  for (std::size_t i = 0; i < sizeof(std::uint64_t); ++i) file[i] = static_cast<char>(text.size() >> (8 * i));
+  return file + text;
+}
+
+}  // namespace rarefy

@@ -16,6 +16,7 @@
 #include <memory>
 #include <span>
 
+#include "rarefy/attention/paged_kv.h"
 #include "rarefy/core/status.h"
 #include "rarefy/engine/stats.h"
 #include "rarefy/model/model.h"
@@ -68,6 +69,14 @@ class Session {
 
   Engine& engine() const;
   int32_t length() const;  // tokens in the cache
+
+  // Sees the queries of every full-attention layer of the decode steps that follow, before they attend; null = nobody. A fork
+  // starts without.
+  using QueryObserver = std::function<void(int32_t layer, int64_t position,
+                                           const float* q)>;  // q [num_q_heads, head_dim] f32; after RoPE, unscaled
+  void set_query_observer(QueryObserver observer);
+  // The cached keys and values of a full-attention layer; valid until the session changes.
+  Expected<PagedKvView> cached(int32_t layer) const;
 
   // Affects the decode steps that follow. Builds the policy's index over what is cached already.
   Status set_policy(const Policy& policy);

@@ -1,0 +1,2 @@
+#include "verbs.h"
+namespace rarefy::cli { void add_replay(CLI::App&) {} }
