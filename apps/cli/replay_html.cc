@@ -74,6 +74,7 @@ std::string heat_map(const ReplayScope& scope, const std::vector<ReplaySummary>&
   HeatMap map;
   for (const int32_t layer : scope.layers) map.column_names.push_back(std::to_string(layer));
   for (const ReplaySummary& arm : arms) {
+    if (arm.arm.traffic.sparse_layer_steps == 0) continue;
     map.row_names.push_back(fit(arm.name, 44));
     for (const ReplaySummary::Errors& errors : arm.layer_error) map.values.push_back(errors.p50);
   }

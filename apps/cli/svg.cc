@@ -138,8 +138,10 @@ std::string plot_svg(const std::vector<PlotSeries>& series, const PlotOptions& o
   text += text_at((left + right) / 2.0, height - 10.0, "middle", options.x_label);
   text += text_at(0.0, 0.0, "middle", options.y_label,
                   fmt::format(" transform=\"translate(14 {:.1f}) rotate(-90)\"", (top + bottom) / 2.0).c_str());
-  text += fmt::format("<clipPath id=\"area\"><rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\"/></clipPath>\n", left,
-                      top, right - left, bottom - top);
+  // Plots of one page may share this definition: the name says all that is in it.
+  const std::string area = fmt::format("area-{:.0f}-{:.0f}-{:.0f}-{:.0f}", left, top, right, bottom);
+  text += fmt::format("<clipPath id=\"{}\"><rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\"/></clipPath>\n", area,
+                      left, top, right - left, bottom - top);
   for (const double guide : options.guides) {
     std::string path;
     for (int i = 0; i <= 60; ++i) {
@@ -147,7 +149,7 @@ std::string plot_svg(const std::vector<PlotSeries>& series, const PlotOptions& o
       const double value = std::pow(10.0, -9.0 + 12.0 * i / 60.0);
       path += fmt::format("{:.1f},{:.1f} ", x.pixel(value), y.pixel(guide * value));
     }
-    text += "<polyline class=\"guide\" clip-path=\"url(#area)\" points=\"" + path + "\"/>\n";
+    text += "<polyline class=\"guide\" clip-path=\"url(#" + area + ")\" points=\"" + path + "\"/>\n";
   }
   double legend_y = top + 10.0;
   for (size_t i = 0; i < series.size(); ++i) {

@@ -6,10 +6,8 @@
 
 #include "core/aligned_buffer.h"
 #include "engine/exact_attention.h"
-#include "rarefy/attention/decode.h"
-#include "rarefy/kv/kv_cache.h"
+#include "rarefy/engine/sparse_step.h"
 #include "rarefy/select/registry.h"
-#include "rarefy/select/selection.h"
 
 namespace rarefy {
 namespace {
@@ -18,11 +16,10 @@ constexpr int32_t kSmallestPageSize = 64;  // as EngineOptions
 
 // What selects the tokens of one arm: a policy, or lists from outside.
 struct Source {
-  Policy policy;                             // dense for lists from outside
-  std::shared_ptr<const Selector> selector;  // null without
-  std::optional<Selection> selection;
-  std::optional<DecodePlan> sparse_plan;
+  Policy policy;                                  // dense for lists from outside
+  std::optional<SparseStep> sparse;               // of a policy that is not dense
   const std::vector<LayerIndexSet>* stored = nullptr;
+  std::optional<DecodePlan> stored_plan;  // set with `stored`
 };
 
 class Replayer {
@@ -42,7 +39,10 @@ class Replayer {
   Status append(int32_t num_tokens);
   Status run_layer(int32_t step, std::size_t slot);
   Status run_arm(Source& source, ReplayArm& arm, int32_t step, std::size_t slot, uint64_t seed);
-  void measure(ReplayArm& arm, const ReplayRow& where, const IndexSetView& lists, int32_t sequence) const;
+  Status run_dense(int32_t layer);
+  Status run_stored(const Source& source, int32_t layer, int32_t step, IndexSetView& lists);
+  void measure(ReplayArm& arm, const ReplayRow& where, const IndexSetView& lists) const;
+  static void keep(const IndexSetView& lists, int32_t step, IndexSet& kept);
   int32_t capture_slot(std::size_t slot) const {
     const auto found = std::lower_bound(info_.layers.begin(), info_.layers.end(), layers_[slot]);
     return static_cast<int32_t>(found - info_.layers.begin());
@@ -65,11 +65,10 @@ class Replayer {
   // Of the step and layer at hand.
   ExactAttention exact_;
   AlignedBuffer workspace_;
-  IndexSet set_;
-  std::vector<float> q_;                      // [num_q_heads, head_dim] f32
-  std::vector<float> out_;                    // [num_q_heads, head_dim] f32
-  std::vector<float> rel_std_, out_rel_std_;  // [num_q_heads] f32
-  std::vector<float> keys_, values_;          // [num_tokens, num_kv_heads, head_dim] f32
+  SparseStepResult result_;
+  std::vector<float> q_;              // [num_q_heads, head_dim] f32
+  std::vector<float> out_;            // [num_q_heads, head_dim] f32
+  std::vector<float> keys_, values_;  // [num_tokens, num_kv_heads, head_dim] f32
 };
 
 DecodeProblem Replayer::decode_problem() const {
@@ -103,8 +102,8 @@ Status Replayer::add_policy(const Policy& policy) {
   Source source;
   source.policy = policy;
   if (!policy.dense) {
-    RAREFY_ASSIGN_OR_RETURN(source.selector, make_selector(policy.index, shape_));
-    page_size_ = std::max(page_size_, source.selector->block_tokens());
+    RAREFY_ASSIGN_OR_RETURN(const auto selector, make_selector(policy.index, shape_));
+    page_size_ = std::max(page_size_, selector->block_tokens());
   }
   ReplayArm arm;
   arm.policy = policy.to_string();
@@ -159,20 +158,18 @@ Status Replayer::make_cache() {
   RAREFY_ASSIGN_OR_RETURN(DecodePlan dense, DecodePlan::make(DecodeOp::dense, Device{}, decode_problem()));
   dense_plan_ = std::move(dense);
   for (Source& source : sources_) {
-    if (source.selector != nullptr) {
-      RAREFY_ASSIGN_OR_RETURN(Selection selection, Selection::make(source.policy, source.selector, shape_, *cache_));
-      source.selection = std::move(selection);
-    } else if (source.stored == nullptr) {
-      continue;
-    }
-    DecodeProblem problem = decode_problem();
-    problem.max_selected = info_.kv_len;
     if (source.stored != nullptr) {
+      DecodeProblem problem = decode_problem();
       const IndexSet& set = source.stored->front().set;
       problem.scope = set.num_lists() == info_.num_kv_heads ? ListScope::kv_head : ListScope::query_head;
+      for (const LayerIndexSet& one : *source.stored) problem.max_selected = std::max(problem.max_selected, one.set.max_selected());
+      RAREFY_ASSIGN_OR_RETURN(DecodePlan plan, DecodePlan::make(DecodeOp::sparse, Device{}, problem));
+      source.stored_plan = std::move(plan);
+    } else if (!source.policy.dense) {
+      RAREFY_ASSIGN_OR_RETURN(auto plan, SparseStepPlan::make(source.policy, shape_, decode_problem(), info_.kv_len));
+      RAREFY_ASSIGN_OR_RETURN(SparseStep step, SparseStep::make(std::move(plan), *cache_));
+      source.sparse = std::move(step);
     }
-    RAREFY_ASSIGN_OR_RETURN(DecodePlan sparse, DecodePlan::make(DecodeOp::sparse, Device{}, problem));
-    source.sparse_plan = std::move(sparse);
   }
   return {};
 }
@@ -199,12 +196,8 @@ Status Replayer::prepare(const std::vector<Policy>& policies, const std::vector<
       arms_[i].lists.back().set.resize(info_.num_steps, num_lists, info_.kv_len);
     }
   }
-  const auto rows = static_cast<std::size_t>(info_.num_q_heads);
-  q_.resize(rows * info_.head_dim);
+  q_.resize(static_cast<std::size_t>(info_.num_q_heads) * info_.head_dim);
   out_.resize(q_.size());
-  rel_std_.resize(rows);
-  out_rel_std_.resize(rows);
-  set_.resize(1, info_.num_kv_heads, info_.kv_len);
   return {};
 }
 
@@ -233,8 +226,8 @@ Status Replayer::run() {
     while (sequence_->length() < kv_len) {
       RAREFY_RETURN_IF_ERROR(append(1));
       for (Source& source : sources_) {
-        if (!source.selection) continue;
-        for (const int32_t layer : layers_) RAREFY_RETURN_IF_ERROR(source.selection->update_index(*sequence_, layer));
+        if (!source.sparse) continue;
+        for (const int32_t layer : layers_) RAREFY_RETURN_IF_ERROR(source.sparse->update_index(*sequence_, layer));
       }
     }
     for (std::size_t slot = 0; slot < layers_.size(); ++slot) {
@@ -251,7 +244,7 @@ Status Replayer::run_layer(int32_t step, std::size_t slot) {
   const ExactProblem problem = {info_.num_q_heads, info_.attention_scale, info_.logit_soft_cap};
   exact_.compute(problem, q_.data(), sequence_->view(layers_[slot]));
   for (std::size_t arm = 0; arm < arms_.size(); ++arm) {
-    const int32_t num_seeds = sources_[arm].selection ? options_.num_seeds : 1;  // the others draw nothing
+    const int32_t num_seeds = sources_[arm].sparse ? options_.num_seeds : 1;  // the others draw nothing
     for (int32_t i = 0; i < num_seeds; ++i) {
       RAREFY_RETURN_IF_ERROR(run_arm(sources_[arm], arms_[arm], step, slot, options_.seed + static_cast<uint64_t>(i)));
     }
@@ -259,85 +252,101 @@ Status Replayer::run_layer(int32_t step, std::size_t slot) {
   return {};
 }
 
-Status Replayer::run_arm(Source& source, ReplayArm& arm, int32_t step, std::size_t slot, uint64_t seed) {
-  const int32_t layer = layers_[slot], kv_len = sequence_->length();
+Status Replayer::run_dense(int32_t layer) {
   DecodeArgs args;
   args.scale = info_.attention_scale;
   args.q = q_.data();
   args.kv = sequence_->view(layer);
   args.out = out_.data();
-  args.rel_std = rel_std_.data();
-  args.out_rel_std = out_rel_std_.data();
-  IndexSetView lists;
-  int32_t row = 0;  // of the lists
-  SelectionCost cost;
-  const int64_t all_tokens = int64_t{info_.num_kv_heads} * kv_len;
-  if (source.stored != nullptr) {
-    const auto found = std::find_if(source.stored->begin(), source.stored->end(),
-                                    [&](const LayerIndexSet& one) { return one.layer == layer; });
-    const IndexSetView all = found->set.view();
-    row = step;
-    lists = all;
-    args.index = all;
-    args.index.token_ids += int64_t{step} * all.num_lists * all.max_selected;
-    args.index.log_weight += int64_t{step} * all.num_lists * all.max_selected;
-    args.index.counts += int64_t{step} * all.num_lists;
-    for (int32_t list = 0; list < all.num_lists; ++list) {
-      const int32_t count = args.index.counts[list];
-      cost.tokens_selected += count == kAllTokens ? kv_len : count;
-    }
-    cost.tokens_cached = int64_t{all.num_lists} * kv_len;
-  } else if (source.selection && !source.policy.layer_is_dense(layer, kv_len)) {
-    RAREFY_RETURN_IF_ERROR(source.selection->update_index(*sequence_, layer));
-    SelectionStep selection;
-    selection.layer = layer;
-    selection.scale = args.scale;
-    selection.seed = seed;
-    selection.position = kv_len - 1;
-    selection.q = q_.data();
-    RAREFY_RETURN_IF_ERROR(source.selection->select(*sequence_, selection, set_, cost));
-    lists = args.index = set_.view();
-  }
-  const bool dense = lists.counts == nullptr;
-  const DecodePlan& plan = dense ? *dense_plan_ : *source.sparse_plan;
-  if (dense) {
-    cost.tokens_selected = cost.tokens_cached = all_tokens;
-    args.rel_std = args.out_rel_std = nullptr;
-    std::fill(out_rel_std_.begin(), out_rel_std_.end(), 0.0f);
-  }
-  args.workspace_bytes = plan.workspace_bytes();
+  args.workspace_bytes = dense_plan_->workspace_bytes();
   args.workspace = workspace_.reserve(args.workspace_bytes);
-  RAREFY_RETURN_IF_ERROR(plan.run(args));
+  result_.traffic = {};
+  result_.traffic.dense_layer_steps = 1;
+  result_.traffic.tokens_read = result_.traffic.tokens_cached = int64_t{info_.num_kv_heads} * args.kv.kv_lens[0];
+  result_.traffic.row_bytes = result_.traffic.dense_bytes = result_.traffic.tokens_read * row_bytes();
+  result_.out_rel_std.assign(static_cast<std::size_t>(info_.num_q_heads), 0.0f);
+  return dense_plan_->run(args);
+}
 
-  Traffic traffic;
-  (dense ? traffic.dense_layer_steps : traffic.sparse_layer_steps) = 1;
-  traffic.tokens_read = cost.tokens_selected;
-  traffic.tokens_cached = cost.tokens_cached;
-  traffic.row_bytes = cost.tokens_selected * row_bytes();
-  traffic.index_bytes = cost.index_bytes;
-  traffic.dense_bytes = all_tokens * row_bytes();
-  arm.traffic.add(traffic);
-  arm.layers[slot].add(traffic);
+// The lists that were attended to are those of `step`.
+Status Replayer::run_stored(const Source& source, int32_t layer, int32_t step, IndexSetView& lists) {
+  const auto found =
+      std::find_if(source.stored->begin(), source.stored->end(), [&](const LayerIndexSet& one) { return one.layer == layer; });
+  lists = found->set.view();
+  lists.token_ids += int64_t{step} * lists.num_lists * lists.max_selected;
+  lists.log_weight += int64_t{step} * lists.num_lists * lists.max_selected;
+  lists.counts += int64_t{step} * lists.num_lists;
+  result_.out_rel_std.resize(static_cast<std::size_t>(info_.num_q_heads));
+  DecodeArgs args;
+  args.scale = info_.attention_scale;
+  args.q = q_.data();
+  args.kv = sequence_->view(layer);
+  args.out = out_.data();
+  args.out_rel_std = result_.out_rel_std.data();
+  args.index = lists;
+  args.workspace_bytes = source.stored_plan->workspace_bytes();
+  args.workspace = workspace_.reserve(args.workspace_bytes);
+  const int64_t kv_len = args.kv.kv_lens[0];
+  Traffic& traffic = result_.traffic = {};
+  traffic.sparse_layer_steps = 1;
+  for (int32_t list = 0; list < lists.num_lists; ++list) {
+    traffic.tokens_read += lists.counts[list] == kAllTokens ? kv_len : lists.counts[list];
+    traffic.tokens_cached += kv_len;
+  }
+  traffic.row_bytes = traffic.tokens_read * row_bytes();
+  traffic.dense_bytes = info_.num_kv_heads * kv_len * row_bytes();  // every row once, whoever shares a list
+  return source.stored_plan->run(args);
+}
 
+Status Replayer::run_arm(Source& source, ReplayArm& arm, int32_t step, std::size_t slot, uint64_t seed) {
+  const int32_t layer = layers_[slot], kv_len = sequence_->length();
+  IndexSetView lists;  // of this step; without counts: all tokens
+  if (source.stored != nullptr) {
+    RAREFY_RETURN_IF_ERROR(run_stored(source, layer, step, lists));
+  } else if (source.sparse) {
+    RAREFY_RETURN_IF_ERROR(source.sparse->update_index(*sequence_, layer));
+    if (source.policy.layer_is_dense(layer, kv_len) || !source.sparse->ready(*sequence_, layer)) {
+      RAREFY_RETURN_IF_ERROR(run_dense(layer));
+    } else {
+      SelectionStep where;
+      where.layer = layer;
+      where.scale = info_.attention_scale;
+      where.seed = seed;
+      where.position = kv_len - 1;
+      where.q = q_.data();
+      RAREFY_RETURN_IF_ERROR(source.sparse->run(*sequence_, where, out_.data(), result_));
+      lists = source.sparse->lists();
+    }
+  } else {
+    RAREFY_RETURN_IF_ERROR(run_dense(layer));
+  }
+  arm.traffic.add(result_.traffic);
+  arm.layers[slot].add(result_.traffic);
   ReplayRow where;
   where.layer = layer;
   where.step = step;
   where.seed = seed;
-  measure(arm, where, lists, row);
-  if (!options_.keep_sets || seed != options_.seed) return {};
-  IndexSet& kept = arm.lists[slot].set;
-  for (int32_t list = 0; list < kept.num_lists(); ++list) {
-    const int64_t from = (int64_t{row} * kept.num_lists() + list);
-    const int32_t count = dense ? kAllTokens : lists.counts[from];
-    kept.count(step, list) = count;
-    if (count <= 0) continue;
-    std::copy_n(lists.token_ids + from * lists.max_selected, count, kept.token_ids(step, list));
-    std::copy_n(lists.log_weight + from * lists.max_selected, count, kept.log_weight(step, list));
-  }
+  measure(arm, where, lists);
+  if (options_.keep_sets && seed == options_.seed) keep(lists, step, arm.lists[slot].set);
   return {};
 }
 
-void Replayer::measure(ReplayArm& arm, const ReplayRow& where, const IndexSetView& lists, int32_t sequence) const {
+void Replayer::keep(const IndexSetView& lists, int32_t step, IndexSet& kept) {
+  for (int32_t list = 0; list < kept.num_lists(); ++list) {
+    const int32_t count = lists.counts == nullptr ? kAllTokens : lists.counts[list];
+    kept.count(step, list) = count;
+    if (count <= 0) continue;
+    const int64_t from = int64_t{list} * lists.max_selected;
+    std::copy_n(lists.token_ids + from, count, kept.token_ids(step, list));
+    if (lists.log_weight != nullptr) {
+      std::copy_n(lists.log_weight + from, count, kept.log_weight(step, list));
+    } else {
+      std::fill_n(kept.log_weight(step, list), count, 0.0f);
+    }
+  }
+}
+
+void Replayer::measure(ReplayArm& arm, const ReplayRow& where, const IndexSetView& lists) const {
   const int32_t kv_len = exact_.kv_len(), group = shape_.group;
   std::vector<double> got(static_cast<std::size_t>(info_.head_dim));  // [head_dim] f64
   for (int32_t head = 0; head < info_.num_q_heads; ++head) {
@@ -345,15 +354,14 @@ void Replayer::measure(ReplayArm& arm, const ReplayRow& where, const IndexSetVie
     row.head = head;
     std::copy_n(out_.data() + int64_t{head} * info_.head_dim, info_.head_dim, got.data());
     row.error = relative_error(got.data(), exact_.out(head), info_.head_dim);
-    row.estimated_error = out_rel_std_[static_cast<std::size_t>(head)];
+    row.estimated_error = result_.out_rel_std[static_cast<std::size_t>(head)];
     row.num_selected = kv_len;
     row.mass = row.recall = row.overlap = 1.0;
     if (lists.counts != nullptr) {
       const int32_t kv_head = head / group;
       const int32_t list = lists.num_lists == info_.num_kv_heads ? kv_head : head;
-      const int64_t at = int64_t{sequence} * lists.num_lists + list;
-      if (const int32_t count = lists.counts[at]; count != kAllTokens) {
-        const int32_t* ids = lists.token_ids + at * lists.max_selected;
+      if (const int32_t count = lists.counts[list]; count != kAllTokens) {
+        const int32_t* ids = lists.token_ids + int64_t{list} * lists.max_selected;
         double mass = 0.0;
         int32_t best_of_head = 0, best_of_group = 0;
         for (int32_t i = 0; i < count; ++i) {
