@@ -156,29 +156,52 @@ void explain(const ExplainFlags& flags) {
   output.commit();
 }
 
-void list() {
-  Output output;
-  output.write("Selectors, index=NAME or index=NAME:OPTION (where scores come from)\n\n");
+constexpr std::pair<Spend, const char*> kSpendRules[] = {
+    {Spend::half, "half of the budget to the best scores, half by priority sampling; the default. Has a certificate"},
+    {Spend::priority, "priority sampling on estimated weights. Has a certificate"},
+    {Spend::gumbel, "Gumbel top-k on estimated weights. Has a certificate"},
+    {Spend::top_k, "the best scores and nothing else. No certificate"},
+    {Spend::top_p, "the best scores until they hold a share p= of the estimated probability. No certificate"},
+    {Spend::uniform, "half to the best scores, half drawn evenly from the rest; for comparison"},
+    {Spend::systematic, "half to the best scores, then every n-th token from a random one on"},
+    {Spend::vattention, "the best scores and an even sample whose size follows from eps= and delta="},
+};
+
+// One object for programs that try everything there is (study/pareto.py).
+std::string list_json() {
+  nlohmann::ordered_json record = {{"selectors", nlohmann::ordered_json::array()}, {"spends", nlohmann::ordered_json::array()}};
   for (const SelectorInfo& info : list_selectors()) {
-    output.write(fmt::format("  {:<10} {}\n", info.name, info.description));
-    if (!info.options.empty()) output.write(fmt::format("  {:<10} options: {}\n", "", info.options));
+    record["selectors"].push_back({{"name", info.name}, {"options", info.options}, {"description", info.description}});
   }
-  output.write("\nSpending rules, spend=NAME (how the budget goes to tokens, given their scores)\n\n");
-  const std::pair<Spend, const char*> rules[] = {
-      {Spend::half, "half of the budget to the best scores, half by priority sampling; the default. Has a certificate"},
-      {Spend::priority, "priority sampling on estimated weights. Has a certificate"},
-      {Spend::gumbel, "Gumbel top-k on estimated weights. Has a certificate"},
-      {Spend::top_k, "the best scores and nothing else. No certificate"},
-      {Spend::top_p, "the best scores until they hold a share p= of the estimated probability. No certificate"},
-      {Spend::uniform, "half to the best scores, half drawn evenly from the rest; for comparison"},
-      {Spend::systematic, "half to the best scores, then every n-th token from a random one on"},
-      {Spend::vattention, "the best scores and an even sample whose size follows from eps= and delta="},
-  };
-  for (const auto& [spend, text] : rules) output.write(fmt::format("  {:<10} {}\n", to_string(spend), text));
-  output.write(
-      "\nThe text form is explained in docs/guide/policies.md. rarefy policy explain POLICY\n"
-      "--ctx-size N shows what one means at a context length.\n");
+  for (const auto& [spend, text] : kSpendRules) record["spends"].push_back({{"name", to_string(spend)}, {"description", text}});
+  return record.dump() + "\n";
+}
+
+std::string list_text() {
+  std::string lines = "Selectors, index=NAME or index=NAME:OPTION (where scores come from)\n\n";
+  for (const SelectorInfo& info : list_selectors()) {
+    lines += fmt::format("  {:<10} {}\n", info.name, info.description);
+    if (!info.options.empty()) lines += fmt::format("  {:<10} options: {}\n", "", info.options);
+  }
+  lines += "\nSpending rules, spend=NAME (how the budget goes to tokens, given their scores)\n\n";
+  for (const auto& [spend, text] : kSpendRules) lines += fmt::format("  {:<10} {}\n", to_string(spend), text);
+  return lines +
+         "\nThe text form is explained in docs/guide/policies.md. rarefy policy explain POLICY\n"
+         "--ctx-size N shows what one means at a context length.\n";
+}
+
+void list(bool json) {
+  Output output;
+  output.write(json ? list_json() : list_text());
   output.commit();
+}
+
+void add_list(CLI::App& parent) {
+  auto json = std::make_shared<bool>(false);
+  CLI::App* verb = add_verb(parent, "list", "Selectors and spending rules.\nNew selectors that register themselves show up here.",
+                            "  rarefy policy list");
+  verb->add_flag("--json", *json, "write one JSON object");
+  verb->callback([json] { list(*json); });
 }
 
 void add_explain(CLI::App& parent) {
@@ -220,9 +243,7 @@ void add_policy(CLI::App& parent) {
                             "  rarefy policy list");
   verb->require_subcommand(1);
   add_explain(*verb);
-  add_verb(*verb, "list", "Selectors and spending rules.\nNew selectors that register themselves show up here.",
-           "  rarefy policy list")
-      ->callback([] { list(); });
+  add_list(*verb);
 }
 
 }  // namespace rarefy::cli

@@ -22,8 +22,8 @@ namespace rarefy::cli {
 namespace {
 
 struct Flags {
-  std::string capture, model, layers, output, html, write_index_set;
-  std::vector<std::string> policies, index_sets;
+  std::string model, layers, output, html, write_index_set;
+  std::vector<std::string> captures, policies, index_sets;
   int32_t steps = 0;
   int32_t seeds = 1;
   int32_t threads = 0;
@@ -43,6 +43,43 @@ void check_model(const Capture& capture, const std::string& folder) {
                                         given, folder, captured->second));
 }
 
+// All of one shape, so that they can be pooled.
+std::vector<Capture> load_captures(const Flags& flags) {
+  std::vector<Capture> captures;
+  for (const std::string& path : flags.captures) {
+    captures.push_back(unwrap(Capture::load(path), ExitCode::bad_input));
+    const CaptureInfo &info = captures.back().info(), &first = captures.front().info();
+    if (!flags.model.empty()) check_model(captures.back(), flags.model);
+    const auto shape = [](const CaptureInfo& one) {
+      return fmt::format("{} layers ({} captured), {} query heads, {} KV heads, head_dim {}, {} cache, scale {}, soft cap {}",
+                         one.num_layers, format_layers(one.layers), one.num_q_heads, one.num_kv_heads, one.head_dim,
+                         to_string(one.kv_dtype), one.attention_scale, one.logit_soft_cap);
+    };
+    if (shape(info) != shape(first)) {
+      fail(ExitCode::bad_input, fmt::format("{}: expected {} as in {}, got {}; replay captures of one model together", path,
+                                            shape(first), flags.captures.front(), shape(info)));
+    }
+    if (flags.steps > info.num_steps) {
+      fail(ExitCode::usage,
+           fmt::format("--steps: expected at most {}, which {} has, got {}", info.num_steps, path, flags.steps));
+    }
+  }
+  return captures;
+}
+
+// The same arms on another capture.
+void append_arms(std::vector<ReplayArm>& arms, std::vector<ReplayArm> more) {
+  if (arms.empty()) {
+    arms = std::move(more);
+    return;
+  }
+  for (size_t i = 0; i < arms.size(); ++i) {
+    arms[i].rows.insert(arms[i].rows.end(), more[i].rows.begin(), more[i].rows.end());
+    arms[i].traffic.add(more[i].traffic);
+    for (size_t layer = 0; layer < arms[i].layers.size(); ++layer) arms[i].layers[layer].add(more[i].layers[layer]);
+  }
+}
+
 void write_lists(Output& output, const std::vector<ReplaySummary>& arms) {
   check(save_index_sets(arms.front().arm.lists, [&](std::span<const std::byte> bytes) {
     output.write_bytes(bytes.data(), bytes.size());
@@ -59,14 +96,14 @@ void run(const Flags& flags) {
   if (!flags.write_index_set.empty() && flags.policies.size() + flags.index_sets.size() != 1) {
     fail(ExitCode::usage, "--write-index-set: expected one --policy, whose lists are written, got several; replay them one by one");
   }
-  const Capture capture = unwrap(Capture::load(flags.capture), ExitCode::bad_input);
-  if (!flags.model.empty()) check_model(capture, flags.model);
-  if (flags.steps > capture.info().num_steps) {
-    fail(ExitCode::usage, fmt::format("--steps: expected at most {}, which the capture has, got {}", capture.info().num_steps, flags.steps));
+  if (!flags.index_sets.empty() || !flags.write_index_set.empty()) {
+    if (flags.captures.size() > 1) fail(ExitCode::usage, "--index-set: its lists belong to one capture; replay it alone");
   }
+  const std::vector<Capture> captures = load_captures(flags);
+  const CaptureInfo& info = captures.front().info();
 
   ReplayOptions options;
-  options.layers = parse_layers("--layers", flags.layers, capture.info().layers, "layers of the capture");
+  options.layers = parse_layers("--layers", flags.layers, info.layers, "layers of the capture");
   options.num_steps = flags.steps;
   options.seed = flags.seed;
   options.num_seeds = flags.seeds;
@@ -74,7 +111,7 @@ void run(const Flags& flags) {
   std::vector<Policy> policies;
   for (const std::string& text : flags.policies) {
     policies.push_back(unwrap(Policy::parse(text), ExitCode::usage));
-    check(policies.back().check(capture.info().num_layers), ExitCode::usage);
+    check(policies.back().check(info.num_layers), ExitCode::usage);
   }
   std::vector<std::vector<LayerIndexSet>> stored;
   for (const std::string& path : flags.index_sets) {
@@ -84,17 +121,25 @@ void run(const Flags& flags) {
   Output output(flags.output);
   const auto html = flags.html.empty() ? nullptr : std::make_unique<Output>(flags.html);
   const auto lists = flags.write_index_set.empty() ? nullptr : std::make_unique<Output>(flags.write_index_set);
-  ProgressBar bar("replay");
-  options.progress = [&](int64_t done, int64_t total) {
-    bar.update(done, total);
-    return !interrupted();
-  };
-  std::vector<ReplayArm> arms = unwrap(replay(capture, options, policies, stored), ExitCode::bad_input);
-  bar.clear();
+  std::vector<ReplayArm> arms;
+  {
+    ProgressBar bar("replay");
+    int64_t finished = 0;
+    options.progress = [&](int64_t done, int64_t total) {
+      bar.update(finished * total + done, static_cast<int64_t>(captures.size()) * total);
+      return !interrupted();
+    };
+    for (const Capture& capture : captures) {
+      append_arms(arms, unwrap(replay(capture, options, policies, stored), ExitCode::bad_input));
+      ++finished;
+    }
+  }
 
-  ReplayScope scope = {flags.capture, capture.info(), options.layers, {}, flags.seeds};
-  const int32_t num_steps = flags.steps > 0 ? flags.steps : capture.info().num_steps;
-  scope.positions.assign(capture.positions().begin(), capture.positions().begin() + num_steps);
+  ReplayScope scope = {flags.captures, info, options.layers, {}, flags.seeds};
+  for (const Capture& capture : captures) {
+    const auto last = flags.steps > 0 ? capture.positions().begin() + flags.steps : capture.positions().end();
+    scope.positions.insert(scope.positions.end(), capture.positions().begin(), last);
+  }
   std::vector<ReplaySummary> summaries;
   for (size_t i = 0; i < arms.size(); ++i) {
     const bool is_stored = i >= policies.size();
@@ -123,7 +168,7 @@ void add_replay(CLI::App& parent) {
                             "Error, mass, recall, bytes and certificate of each, against dense attention.",
                             "  rarefy replay capture.safetensors --policy 50x --policy 100x --html report.html\n"
                             "  rarefy replay capture.safetensors --index-set mine.npz --json");
-  verb->add_option("capture", flags->capture, "a file of rarefy capture")->required()->type_name("");
+  verb->add_option("capture", flags->captures, "files of rarefy capture; several of one model are pooled")->required()->type_name("");
   verb->add_option("--policy", flags->policies, "a policy to replay; may be repeated")->allow_extra_args(false)->type_name("POLICY");
   verb->add_option("--index-set", flags->index_sets, "lists made elsewhere: .safetensors, .npz or .npy; may be repeated")
       ->allow_extra_args(false)

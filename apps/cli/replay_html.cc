@@ -110,8 +110,8 @@ std::string replay_html(const ReplayScope& scope, const std::vector<ReplaySummar
   std::string body = fmt::format(
       "<p>{}: model {}, {} steps at {} to {} cached tokens, layers {}, {} query heads, {} cache, {} seed{}.<br>\n"
       "<span class=\"note\">{}; commit {}; {}<br><code>{}</code></span></p>\n",
-      escape_html(std::filesystem::path(scope.file).filename().string()), escape_html(scope.origin("model")), scope.positions.size(),
-      format_count(scope.positions.front() + 1), format_count(scope.positions.back() + 1), format_layers(scope.layers),
+      escape_html(scope.title()), escape_html(scope.origin("model")), scope.positions.size(),
+      format_count(scope.shortest_kv_len()), format_count(scope.longest_kv_len()), format_layers(scope.layers),
       scope.info.num_q_heads, to_string(scope.info.kv_dtype), scope.num_seeds, scope.num_seeds == 1 ? "" : "s",
       escape_html(origin["device"].get<std::string>()), origin["commit"].get<std::string>(), origin["date"].get<std::string>(),
       escape_html(origin["command"].get<std::string>()));
@@ -136,7 +136,7 @@ std::string replay_html(const ReplayScope& scope, const std::vector<ReplaySummar
         "audited = estimated, and 1.96 times that, below which about 95 % lie where the certificate holds.{}</p>\n<div>{}</div>\n",
         kPointsOfCloud, certified > shown ? fmt::format(" The first {} of {} policies.", shown, certified) : "", clouds);
   }
-  return html_page("Replay of " + std::filesystem::path(scope.file).filename().string(), body);
+  return html_page("Replay of " + scope.title(), body);
 }
 
 }  // namespace rarefy::cli

@@ -35,6 +35,14 @@ void put_errors(nlohmann::ordered_json& record, const std::string& name, const R
 
 }  // namespace
 
+std::string ReplayScope::title() const {
+  const std::string first = std::filesystem::path(files.front()).filename().string();
+  return files.size() == 1 ? first : fmt::format("{} and {} more", first, files.size() - 1);
+}
+
+int32_t ReplayScope::shortest_kv_len() const { return *std::min_element(positions.begin(), positions.end()) + 1; }
+int32_t ReplayScope::longest_kv_len() const { return *std::max_element(positions.begin(), positions.end()) + 1; }
+
 ReplaySummary summarize(std::string name, bool stored, Policy policy, ReplayArm arm) {
   ReplaySummary summary;
   summary.name = std::move(name);
@@ -80,7 +88,8 @@ ReplaySummary summarize(std::string name, bool stored, Policy policy, ReplayArm 
 
 std::string replay_json(const ReplayScope& scope, const ReplaySummary& arm) {
   nlohmann::ordered_json record = new_record("replay");
-  record["capture"] = std::filesystem::path(scope.file).filename().string();
+  record["capture"] = scope.title();
+  record["captures"] = scope.files.size();
   record["model"] = scope.origin("model");
   record["checkpoint"] = scope.origin("checkpoint");
   record["capture_commit"] = scope.origin("commit");
@@ -89,7 +98,7 @@ std::string replay_json(const ReplayScope& scope, const ReplaySummary& arm) {
   record["selector"] = arm.selector();
   record["spend"] = arm.spend();
   record["kv_dtype"] = to_string(scope.info.kv_dtype);
-  record["kv_len"] = scope.positions.back() + 1;
+  record["kv_len"] = scope.longest_kv_len();
   record["layers"] = format_layers(scope.layers);
   record["steps"] = scope.positions.size();
   record["seeds"] = scope.num_seeds;
@@ -141,8 +150,7 @@ std::string replay_table(const ReplayScope& scope, const std::vector<ReplaySumma
       "{}: {} steps at {} to {} cached tokens, layers {}, {} query heads{}\n"
       "Errors are audited: |out - dense| / |dense| of each head, dense in double precision. exact: the best\n"
       "tokens by true probability, as many as the policy took, nothing sampled.\n\n",
-      std::filesystem::path(scope.file).filename().string(), scope.positions.size(), format_count(scope.positions.front() + 1),
-      format_count(scope.positions.back() + 1), format_layers(scope.layers), scope.info.num_q_heads,
+      scope.title(), scope.positions.size(), format_count(scope.shortest_kv_len()), format_count(scope.longest_kv_len()), format_layers(scope.layers), scope.info.num_q_heads,
       scope.num_seeds > 1 ? fmt::format(", {} seeds", scope.num_seeds) : "");
   text += errors.text() + "\n" + lists.text();
   text +=

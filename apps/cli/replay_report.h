@@ -33,12 +33,15 @@ ReplaySummary summarize(std::string name, bool stored, Policy policy, ReplayArm 
 
 // What was replayed.
 struct ReplayScope {
-  std::string file;  // of the capture
+  std::vector<std::string> files;  // of the captures
   CaptureInfo info;
   std::vector<int32_t> layers;     // [num_replayed_layers] i32
-  std::vector<int32_t> positions;  // [num_steps] i32; of the steps replayed
+  std::vector<int32_t> positions;  // [num_steps] i32; of the steps replayed, over all captures
   int32_t num_seeds = 1;
 
+  std::string title() const;          // of the captures
+  int32_t shortest_kv_len() const;    // over the steps
+  int32_t longest_kv_len() const;
   std::string origin(const std::string& name) const {
     const auto found = info.origin.find(name);
     return found == info.origin.end() ? "" : found->second;
