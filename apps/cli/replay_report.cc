@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "layer_list.h"
@@ -18,6 +19,9 @@ constexpr double kZ95 = 1.96;  // two-sided 95 % quantile of the normal distribu
 ReplaySummary::Errors summarize_errors(const std::vector<double>& values) {
   ReplaySummary::Errors errors;
   errors.mean = mean_and_error(values).mean;
+  double squares = 0.0;
+  for (const double value : values) squares += value * value;
+  errors.rms = values.empty() ? 0.0 : std::sqrt(squares / static_cast<double>(values.size()));
   errors.p50 = quantile(values, 0.5);
   errors.p95 = quantile(values, 0.95);
   errors.p99 = quantile(values, 0.99);
@@ -27,6 +31,7 @@ ReplaySummary::Errors summarize_errors(const std::vector<double>& values) {
 
 void put_errors(nlohmann::ordered_json& record, const std::string& name, const ReplaySummary::Errors& errors) {
   record[name + "_mean"] = errors.mean;
+  record[name + "_rms"] = errors.rms;
   record[name + "_p50"] = errors.p50;
   record[name + "_p95"] = errors.p95;
   record[name + "_p99"] = errors.p99;

@@ -19,7 +19,7 @@ struct ReplaySummary {
   ReplayArm arm;
 
   struct Errors {
-    double mean = 0.0, p50 = 0.0, p95 = 0.0, p99 = 0.0, max = 0.0;
+    double mean = 0.0, rms = 0.0, p50 = 0.0, p95 = 0.0, p99 = 0.0, max = 0.0;
   };
   Errors error, exact_error, estimated_error;
   std::vector<Errors> layer_error, layer_exact_error;  // [num_replayed_layers]

@@ -56,7 +56,8 @@ TEST_P(CliHelp, TeachesIn80Columns) {
 INSTANTIATE_TEST_SUITE_P(Verbs, CliHelp,
                          ::testing::Values(std::vector<std::string>{}, std::vector<std::string>{"demo"},
                                            std::vector<std::string>{"generate"}, std::vector<std::string>{"perplexity"},
-                                           std::vector<std::string>{"recall"}, std::vector<std::string>{"policy"},
+                                           std::vector<std::string>{"recall"}, std::vector<std::string>{"capture"},
+                                           std::vector<std::string>{"replay"}, std::vector<std::string>{"policy"},
                                            std::vector<std::string>{"policy", "explain"},
                                            std::vector<std::string>{"policy", "list"}, std::vector<std::string>{"inspect"},
                                            std::vector<std::string>{"bench"}));

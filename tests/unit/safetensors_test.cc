@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "model/checkpoint.h"
+#include "rarefy/model/safetensors_header.h"
 #include "tests/support/model_folder.h"
 
 namespace rarefy {
@@ -253,6 +254,21 @@ TEST_F(Shards, TruncatedOneIsNamed) {
   folder.write("two.safetensors", folder.read("two.safetensors").substr(0, 40));
   expect_failure(open(R"({"a":"one.safetensors","b":"two.safetensors"})"), StatusCode::data_loss,
                  {"two.safetensors", "truncated"});
+}
+
+TEST(SafetensorsHeader, IsReadBack) {
+  const auto header = safetensors_header({{"b", DType::bf16, {3}}, {"a", DType::i32, {2, 1}}, {"none", DType::f32, {0, 4}}},
+                                         {{"key", "a \"value\""}});
+  ASSERT_TRUE(header) << header.status().to_string();
+  EXPECT_EQ(header->size() % 64, 0u);
+  const std::string file = *header + "bbbbbb" + "aaaaAAAA";
+  const auto parsed = parse(file);
+  ASSERT_TRUE(parsed) << parsed.status().to_string();
+  EXPECT_EQ(parsed->metadata.at("key"), "a \"value\"");
+  EXPECT_EQ(parsed->tensors.at("b").to_string(), "BF16[3]");
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(parsed->tensors.at("a").data), 8), "aaaaAAAA");
+  EXPECT_EQ(parsed->tensors.at("none").size_bytes, 0u);
+  EXPECT_EQ(safetensors_header({{"a", DType::f32, {1}}, {"a", DType::f32, {1}}}).status().code(), StatusCode::invalid_argument);
 }
 
 }  // namespace
