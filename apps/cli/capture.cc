@@ -107,7 +107,8 @@ void run(const Flags& flags) {
                                           flags.file, needed, flags.steps, passage.continuation.size()));
   }
   const auto context = static_cast<int64_t>(passage.context.size());
-  if (context < 2) fail(ExitCode::bad_input, fmt::format("{}: expected a context of at least 2 tokens, got {}", flags.file, context));
+  if (context < 2)
+    fail(ExitCode::bad_input, fmt::format("{}: expected a context of at least 2 tokens, got {}", flags.file, context));
   const int32_t ctx_size = choose_ctx_size(flags.model, config, context + num_decoded);
   Output output(flags.output);  // before the work: a place that cannot be written is refused at once
   const auto engine = make_engine(flags.model, loaded.model, ctx_size, 1, num_decoded);
@@ -143,7 +144,7 @@ void add_capture(CLI::App& parent) {
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = add_verb(parent, "capture",
                             "Queries, keys and values of real decoding in one safetensors file.\n"
-                            "Dense prefill, then decode steps over the text that follows; replay reads the file.",
+                            "Dense prefill, then decode steps over the text that follows; replay reads it.",
                             "  rarefy capture -f text.txt --tokens 16384 --steps 16 -o capture.safetensors");
   add_model_flags(*verb, flags->model);
   verb->add_option("-f,--file", flags->file,

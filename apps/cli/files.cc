@@ -85,9 +85,7 @@ void Output::write(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), file_) != text.size()) fail_write(errno);
 }
 
-void Output::write_bytes(const void* data, size_t size_bytes) {
-  write({static_cast<const char*>(data), size_bytes});
-}
+void Output::write_bytes(const void* data, size_t size_bytes) { write({static_cast<const char*>(data), size_bytes}); }
 
 void Output::flush() {
   if (std::fflush(file_) != 0) fail_write(errno);

@@ -18,7 +18,8 @@ std::vector<Passage> cut_text(const PassageOptions& options, const Tokenizer& to
   const std::vector<int32_t> text = encode_text(tokenizer, read_text(options.file), false, options.file);
   const std::vector<int32_t> begin = encode_text(tokenizer, "", true, options.file);  // special tokens, if any
   const int64_t context = options.context - static_cast<int64_t>(begin.size());
-  if (context < 1) fail(ExitCode::usage, fmt::format("context: expected at least {} tokens, got {}", begin.size() + 1, options.context));
+  if (context < 1)
+    fail(ExitCode::usage, fmt::format("context: expected at least {} tokens, got {}", begin.size() + 1, options.context));
   const int64_t length = context + options.predict;
   const int64_t fit = static_cast<int64_t>(text.size()) / length;
   const int64_t count = options.chunks == 0 ? fit : options.chunks;

@@ -169,11 +169,13 @@ constexpr std::pair<Spend, const char*> kSpendRules[] = {
 
 // One object for programs that try everything there is (study/pareto.py).
 std::string list_json() {
-  nlohmann::ordered_json record = {{"selectors", nlohmann::ordered_json::array()}, {"spends", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json record = {{"selectors", nlohmann::ordered_json::array()},
+                                   {"spends", nlohmann::ordered_json::array()}};
   for (const SelectorInfo& info : list_selectors()) {
     record["selectors"].push_back({{"name", info.name}, {"options", info.options}, {"description", info.description}});
   }
-  for (const auto& [spend, text] : kSpendRules) record["spends"].push_back({{"name", to_string(spend)}, {"description", text}});
+  for (const auto& [spend, text] : kSpendRules)
+    record["spends"].push_back({{"name", to_string(spend)}, {"description", text}});
   return record.dump() + "\n";
 }
 
@@ -198,8 +200,9 @@ void list(bool json) {
 
 void add_list(CLI::App& parent) {
   auto json = std::make_shared<bool>(false);
-  CLI::App* verb = add_verb(parent, "list", "Selectors and spending rules.\nNew selectors that register themselves show up here.",
-                            "  rarefy policy list");
+  CLI::App* verb =
+      add_verb(parent, "list", "Selectors and spending rules.\nNew selectors that register themselves show up here.",
+               "  rarefy policy list");
   verb->add_flag("--json", *json, "write one JSON object");
   verb->callback([json] { list(*json); });
 }

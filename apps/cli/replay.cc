@@ -38,9 +38,10 @@ void check_model(const Capture& capture, const std::string& folder) {
   if (captured == capture.info().origin.end()) return;
   const std::string given = checkpoint_fingerprint(folder);
   if (captured->second == given) return;
-  fail(ExitCode::bad_input, fmt::format("capture of another model: expected checkpoint {} (of {}), got {}; name the model it was "
-                                        "captured from, or capture again",
-                                        given, folder, captured->second));
+  fail(ExitCode::bad_input,
+       fmt::format("capture of another model: expected checkpoint {} (of {}), got {}; name the model it was "
+                   "captured from, or capture again",
+                   given, folder, captured->second));
 }
 
 // All of one shape, so that they can be pooled.
@@ -51,9 +52,10 @@ std::vector<Capture> load_captures(const Flags& flags) {
     const CaptureInfo &info = captures.back().info(), &first = captures.front().info();
     if (!flags.model.empty()) check_model(captures.back(), flags.model);
     const auto shape = [](const CaptureInfo& one) {
-      return fmt::format("{} layers ({} captured), {} query heads, {} KV heads, head_dim {}, {} cache, scale {}, soft cap {}",
-                         one.num_layers, format_layers(one.layers), one.num_q_heads, one.num_kv_heads, one.head_dim,
-                         to_string(one.kv_dtype), one.attention_scale, one.logit_soft_cap);
+      return fmt::format(
+          "{} layers ({} captured), {} query heads, {} KV heads, head_dim {}, {} cache, scale {}, soft cap {}",
+          one.num_layers, format_layers(one.layers), one.num_q_heads, one.num_kv_heads, one.head_dim,
+          to_string(one.kv_dtype), one.attention_scale, one.logit_soft_cap);
     };
     if (shape(info) != shape(first)) {
       fail(ExitCode::bad_input, fmt::format("{}: expected {} as in {}, got {}; replay captures of one model together", path,
@@ -94,7 +96,8 @@ void run(const Flags& flags) {
     fail(ExitCode::usage, "replay: expected --policy or --index-set at least once, got none");
   }
   if (!flags.write_index_set.empty() && flags.policies.size() + flags.index_sets.size() != 1) {
-    fail(ExitCode::usage, "--write-index-set: expected one --policy, whose lists are written, got several; replay them one by one");
+    fail(ExitCode::usage,
+         "--write-index-set: expected one --policy, whose lists are written, got several; replay them one by one");
   }
   if (!flags.index_sets.empty() || !flags.write_index_set.empty()) {
     if (flags.captures.size() > 1) fail(ExitCode::usage, "--index-set: its lists belong to one capture; replay it alone");
@@ -168,14 +171,21 @@ void add_replay(CLI::App& parent) {
                             "Error, mass, recall, bytes and certificate of each, against dense attention.",
                             "  rarefy replay capture.safetensors --policy 50x --policy 100x --html report.html\n"
                             "  rarefy replay capture.safetensors --index-set mine.npz --json");
-  verb->add_option("capture", flags->captures, "files of rarefy capture; several of one model are pooled")->required()->type_name("");
-  verb->add_option("--policy", flags->policies, "a policy to replay; may be repeated")->allow_extra_args(false)->type_name("POLICY");
+  verb->add_option("capture", flags->captures, "files of rarefy capture; several of one model are pooled")
+      ->required()
+      ->type_name("");
+  verb->add_option("--policy", flags->policies, "a policy to replay; may be repeated")
+      ->allow_extra_args(false)
+      ->type_name("POLICY");
   verb->add_option("--index-set", flags->index_sets, "lists made elsewhere: .safetensors, .npz or .npy; may be repeated")
       ->allow_extra_args(false)
       ->type_name("FILE");
   verb->add_option("-m,--model", flags->model, "refuse the capture when it is not of this model")->type_name("FOLDER");
-  verb->add_option("--layers", flags->layers, "layers to replay, like 0,2-3 (default: all of the capture)")->type_name("LAYERS");
-  verb->add_option("--steps", flags->steps, "the first N steps (default: all)")->check(CLI::Range(1, 1 << 20))->type_name("N");
+  verb->add_option("--layers", flags->layers, "layers to replay, like 0,2-3 (default: all of the capture)")
+      ->type_name("LAYERS");
+  verb->add_option("--steps", flags->steps, "the first N steps (default: all)")
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("N");
   verb->add_option("--seeds", flags->seeds, "draws of every policy, with seeds -s, -s + 1, ... (default 1)")
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("N");

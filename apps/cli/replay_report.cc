@@ -121,7 +121,8 @@ std::string replay_json(const ReplayScope& scope, const ReplaySummary& arm) {
   record["certificate_pairs"] = arm.certificate_pairs;
   if (arm.certificate_pairs > 0) {
     put_errors(record, "estimated_error", arm.estimated_error);
-    record["certificate_covered"] = static_cast<double>(arm.certificate_covered) / static_cast<double>(arm.certificate_pairs);
+    record["certificate_covered"] =
+        static_cast<double>(arm.certificate_covered) / static_cast<double>(arm.certificate_pairs);
   }
   for (size_t i = 0; i < scope.layers.size(); ++i) {
     record["by_layer"].push_back({{"layer", scope.layers[i]},
@@ -155,7 +156,8 @@ std::string replay_table(const ReplayScope& scope, const std::vector<ReplaySumma
       "{}: {} steps at {} to {} cached tokens, layers {}, {} query heads{}\n"
       "Errors are audited: |out - dense| / |dense| of each head, dense in double precision. exact: the best\n"
       "tokens by true probability, as many as the policy took, nothing sampled.\n\n",
-      scope.title(), scope.positions.size(), format_count(scope.shortest_kv_len()), format_count(scope.longest_kv_len()), format_layers(scope.layers), scope.info.num_q_heads,
+      scope.title(), scope.positions.size(), format_count(scope.shortest_kv_len()), format_count(scope.longest_kv_len()),
+      format_layers(scope.layers), scope.info.num_q_heads,
       scope.num_seeds > 1 ? fmt::format(", {} seeds", scope.num_seeds) : "");
   text += errors.text() + "\n" + lists.text();
   text +=

@@ -22,7 +22,7 @@ struct ReplaySummary {
     double mean = 0.0, rms = 0.0, p50 = 0.0, p95 = 0.0, p99 = 0.0, max = 0.0;
   };
   Errors error, exact_error, estimated_error;
-  std::vector<Errors> layer_error, layer_exact_error;  // [num_replayed_layers]
+  std::vector<Errors> layer_error, layer_exact_error;                  // [num_replayed_layers]
   double mass = 0.0, recall = 0.0, overlap = 0.0, num_selected = 0.0;  // means
   int64_t certificate_pairs = 0, certificate_covered = 0;
 
@@ -39,8 +39,8 @@ struct ReplayScope {
   std::vector<int32_t> positions;  // [num_steps] i32; of the steps replayed, over all captures
   int32_t num_seeds = 1;
 
-  std::string title() const;          // of the captures
-  int32_t shortest_kv_len() const;    // over the steps
+  std::string title() const;        // of the captures
+  int32_t shortest_kv_len() const;  // over the steps
   int32_t longest_kv_len() const;
   std::string origin(const std::string& name) const {
     const auto found = info.origin.find(name);

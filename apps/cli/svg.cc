@@ -79,11 +79,13 @@ class Axis {
 };
 
 std::string text_at(double x, double y, const char* anchor, std::string_view text, const char* more = "") {
-  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\"{}>{}</text>\n", x, y, anchor, more, escape_html(text));
+  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\"{}>{}</text>\n", x, y, anchor, more,
+                     escape_html(text));
 }
 
 std::string line(const char* css_class, double x1, double y1, double x2, double y2) {
-  return fmt::format("<line class=\"{}\" x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>\n", css_class, x1, y1, x2, y2);
+  return fmt::format("<line class=\"{}\" x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>\n", css_class, x1, y1,
+                     x2, y2);
 }
 
 std::string series_svg(const PlotSeries& one, const Axis& x, const Axis& y) {
@@ -93,8 +95,8 @@ std::string series_svg(const PlotSeries& one, const Axis& x, const Axis& y) {
     const double at_x = x.pixel(point.x), at_y = y.pixel(point.y);
     if (one.line) path += fmt::format("{}{:.1f},{:.1f}", path.empty() ? "" : " ", at_x, at_y);
     if (point.y_high > point.y && y.shows(point.y_high)) text += line("line", at_x, at_y, at_x, y.pixel(point.y_high));
-    text += fmt::format("<circle class=\"{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\">", one.small ? "cloud" : "dot", at_x, at_y,
-                        one.small ? "2" : "4");
+    text += fmt::format("<circle class=\"{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\">", one.small ? "cloud" : "dot", at_x,
+                        at_y, one.small ? "2" : "4");
     if (!point.note.empty()) text += "<title>" + escape_html(point.note) + "</title>";
     text += "</circle>\n";
   }
@@ -125,8 +127,9 @@ std::string plot_svg(const std::vector<PlotSeries>& series, const PlotOptions& o
   }
   x.finish();
   y.finish();
-  std::string text = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1:.0f}\" viewBox=\"0 0 {0} {1:.0f}\">\n",
-                                 options.width, height);
+  std::string text = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1:.0f}\" viewBox=\"0 0 {0} {1:.0f}\">\n",
+      options.width, height);
   for (const double tick : x.ticks()) {
     text += line("grid", x.pixel(tick), top, x.pixel(tick), bottom);
     text += text_at(x.pixel(tick), bottom + 16.0, "middle", fmt::format("{:g}", tick));
@@ -140,8 +143,9 @@ std::string plot_svg(const std::vector<PlotSeries>& series, const PlotOptions& o
                   fmt::format(" transform=\"translate(14 {:.1f}) rotate(-90)\"", (top + bottom) / 2.0).c_str());
   // Plots of one page may share this definition: the name says all that is in it.
   const std::string area = fmt::format("area-{:.0f}-{:.0f}-{:.0f}-{:.0f}", left, top, right, bottom);
-  text += fmt::format("<clipPath id=\"{}\"><rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\"/></clipPath>\n", area,
-                      left, top, right - left, bottom - top);
+  text +=
+      fmt::format("<clipPath id=\"{}\"><rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\"/></clipPath>\n",
+                  area, left, top, right - left, bottom - top);
   for (const double guide : options.guides) {
     std::string path;
     for (int i = 0; i <= 60; ++i) {
@@ -179,8 +183,9 @@ std::string heat_map_svg(const HeatMap& map) {
   }
   const int total_width = static_cast<int>(left + width * static_cast<double>(columns) + 10.0);
   const int total_height = static_cast<int>(top + cell * static_cast<double>(rows) + 8.0);
-  std::string text = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\">\n",
-                                 total_width, total_height);
+  std::string text =
+      fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\">\n",
+                  total_width, total_height);
   for (size_t column = 0; column < columns; ++column) {
     text += text_at(left + width * (static_cast<double>(column) + 0.5), top - 7.0, "middle", map.column_names[column]);
   }
@@ -194,8 +199,8 @@ std::string heat_map_svg(const HeatMap& map) {
       const double share = high > low ? (std::log(value) - low) / (high - low) : 0.5;
       const auto mix = [&](double from, double to) { return static_cast<int>(std::lround(from + share * (to - from))); };
       const double x = left + width * static_cast<double>(column);
-      text += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"rgb({},{},{})\"/>\n", x, y,
-                          width - 1.0, cell - 1.0, mix(255, 150), mix(240, 20), mix(190, 45));
+      text += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"rgb({},{},{})\"/>\n",
+                          x, y, width - 1.0, cell - 1.0, mix(255, 150), mix(240, 20), mix(190, 45));
       if (width >= 38.0) {
         text += text_at(x + width / 2.0, y + 15.0, "middle", fmt::format("{:.3f}", value),
                         share > 0.55 ? " style=\"fill:#fff\"" : " style=\"fill:#1b1f24\"");

@@ -61,8 +61,8 @@ Expected<T> number(const Metadata& metadata, std::string_view name, T smallest, 
 Expected<CaptureInfo> read_info(const Metadata& metadata) {
   RAREFY_ASSIGN_OR_RETURN(const std::string format, field(metadata, "format"));
   if (format != kFormat) {
-    return Status::unsupported("__metadata__ format: expected '" + std::string(kFormat) + "', got '" + model::brief(format) +
-                               "'; capture again with this version");
+    return Status::unsupported("__metadata__ format: expected '" + std::string(kFormat) + "', got '" +
+                               model::brief(format) + "'; capture again with this version");
   }
   CaptureInfo info;
   RAREFY_ASSIGN_OR_RETURN(info.model_type, field(metadata, "model_type"));
@@ -238,14 +238,16 @@ Status Capture::Contents::read() {
   RAREFY_RETURN_IF_ERROR(read_ids("positions", shapes.positions, positions));
   for (std::size_t i = 0; i < positions.size(); ++i) {
     if (positions[i] >= (i == 0 ? 0 : positions[i - 1] + 1) && positions[i] < info.kv_len) continue;
-    return Status::data_loss("tensor 'positions': expected ascending positions below kv_len " + std::to_string(info.kv_len) +
-                             ", got " + std::to_string(positions[i]) + " at step " + std::to_string(i));
+    return Status::data_loss("tensor 'positions': expected ascending positions below kv_len " +
+                             std::to_string(info.kv_len) + ", got " + std::to_string(positions[i]) + " at step " +
+                             std::to_string(i));
   }
   std::size_t known = 2;
   for (int32_t layer = 0; layer < info.num_layers; ++layer) {
     if (header.tensors.find(layer_tensor(layer, "keys")) == header.tensors.end()) continue;
     Layer found;
-    const auto part = [&](const char* name, DType dtype, const std::vector<int64_t>& shape, const std::byte*& data) -> Status {
+    const auto part = [&](const char* name, DType dtype, const std::vector<int64_t>& shape,
+                          const std::byte*& data) -> Status {
       const std::string full_name = layer_tensor(layer, name);
       RAREFY_ASSIGN_OR_RETURN(const model::StoredTensor* tensor, find(header, full_name, dtype, shape));
       RAREFY_RETURN_IF_ERROR(check_finite(full_name, *tensor));
@@ -259,7 +261,8 @@ Status Capture::Contents::read() {
     info.layers.push_back(layer);
     layers.push_back(found);
   }
-  if (layers.empty()) return Status::data_loss("expected at least one tensor 'layers.N.keys', got none; the capture is empty");
+  if (layers.empty())
+    return Status::data_loss("expected at least one tensor 'layers.N.keys', got none; the capture is empty");
   if (known != header.tensors.size()) {
     return Status::data_loss("expected " + std::to_string(known) + " tensors for " + std::to_string(layers.size()) +
                              " layers, got " + std::to_string(header.tensors.size()) +
@@ -291,7 +294,8 @@ void Capture::read_keys(int32_t slot, int32_t first_token, int32_t num_tokens, f
 
 void Capture::read_values(int32_t slot, int32_t first_token, int32_t num_tokens, float* rows) const {
   const int64_t row = int64_t{info().num_kv_heads} * info().head_dim;
-  widen(contents_->layers[static_cast<std::size_t>(slot)].values, info().kv_dtype, first_token * row, num_tokens * row, rows);
+  widen(contents_->layers[static_cast<std::size_t>(slot)].values, info().kv_dtype, first_token * row, num_tokens * row,
+        rows);
 }
 
 }  // namespace rarefy

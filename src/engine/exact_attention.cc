@@ -11,7 +11,7 @@
 namespace rarefy {
 namespace {
 
-// Eight sums, so that the compiler can keep them in vectors.
+// Eight sums, so that the compiler can keep them in vectors. `a` [count] f32, `b` [count] f32
 double dot(const float* a, const float* b, int32_t count) {
   constexpr int32_t kLanes = 8;
   std::array<double, kLanes> sums{};
@@ -24,7 +24,7 @@ double dot(const float* a, const float* b, int32_t count) {
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
-// Tokens by falling value, and the place of each.
+// Tokens by falling value, and the place of each. `values` [count] f64, `order` [count] i32, `ranks` [count] i32
 void rank_tokens(const double* values, int32_t count, int32_t* order, int32_t* ranks) {
   std::iota(order, order + count, 0);
   std::stable_sort(order, order + count, [&](int32_t a, int32_t b) { return values[a] > values[b]; });
@@ -101,7 +101,7 @@ void ExactAttention::compute(const ExactProblem& problem, const float* q, const 
   group_ranks_.resize(group_order_.size());
 #pragma omp parallel num_threads(num_threads())
   {
-    std::vector<int32_t> order(num_tokens);  // [kv_len] i32
+    std::vector<int32_t> order(num_tokens);   // [kv_len] i32
     std::vector<double> largest(num_tokens);  // [kv_len] f64; log probability
 #pragma omp for schedule(dynamic)
     for (int32_t head = 0; head < problem.num_q_heads; ++head) {

@@ -36,17 +36,18 @@ class ExactAttention {
   std::size_t index(int32_t row, int32_t token) const {
     return static_cast<std::size_t>(row) * static_cast<std::size_t>(kv_len_) + static_cast<std::size_t>(token);
   }
-  void widen(const PagedKvView& kv, const void* pool, std::vector<float>& rows) const;  // pool: the view's keys or values
+  // `pool` [num_pages, page_size, num_kv_heads, head_dim] dtype; the view's keys or values
+  void widen(const PagedKvView& kv, const void* pool, std::vector<float>& rows) const;
   void attend_head(const ExactProblem& problem, const float* q, int32_t head);
 
   int32_t kv_len_ = 0, head_dim_ = 0, group_ = 1, num_kv_heads_ = 0;
-  std::vector<float> keys_, values_;      // [num_kv_heads, kv_len, head_dim] f32
-  std::vector<double> logits_;            // [num_q_heads, kv_len] f64; after the soft cap
-  std::vector<double> lse_;               // [num_q_heads] f64
-  std::vector<double> out_;               // [num_q_heads, head_dim] f64
-  std::vector<int32_t> head_ranks_;       // [num_q_heads, kv_len] i32
-  std::vector<int32_t> group_order_;      // [num_kv_heads, kv_len] i32; tokens, best first
-  std::vector<int32_t> group_ranks_;      // [num_kv_heads, kv_len] i32
+  std::vector<float> keys_, values_;  // [num_kv_heads, kv_len, head_dim] f32
+  std::vector<double> logits_;        // [num_q_heads, kv_len] f64; after the soft cap
+  std::vector<double> lse_;           // [num_q_heads] f64
+  std::vector<double> out_;           // [num_q_heads, head_dim] f64
+  std::vector<int32_t> head_ranks_;   // [num_q_heads, kv_len] i32
+  std::vector<int32_t> group_order_;  // [num_kv_heads, kv_len] i32; tokens, best first
+  std::vector<int32_t> group_ranks_;  // [num_kv_heads, kv_len] i32
 };
 
 // |got - exact| / |exact|; 0 where exact is 0. `got` and `exact` [head_dim]

@@ -24,7 +24,8 @@ Expected<Arrays> read_arrays(const std::filesystem::path& path, std::span<const 
     return arrays;
   }
   if (path.extension() != ".safetensors") {
-    return Status::unsupported("expected a file that ends in .safetensors, .npz or .npy, got '" + path.filename().string() + "'");
+    return Status::unsupported("expected a file that ends in .safetensors, .npz or .npy, got '" + path.filename().string() +
+                               "'");
   }
   RAREFY_ASSIGN_OR_RETURN(model::SafetensorsHeader header, model::parse_safetensors(file));
   return std::move(header.tensors);
@@ -61,12 +62,14 @@ Expected<LayerIndexSet> read_layer(const Arrays& arrays, int32_t layer, bool alo
   };
   const auto ids = find("token_ids"), counts = find("counts"), weights = find("log_weight");
   if (ids == arrays.end()) {
-    return Status::data_loss("expected an array '" + prefix + "token_ids'" + (alone ? " or 'token_ids'" : "") + ", got none");
+    return Status::data_loss("expected an array '" + prefix + "token_ids'" + (alone ? " or 'token_ids'" : "") +
+                             ", got none");
   }
   const std::vector<int64_t>& shape = ids->second.shape;
   const auto fits = [](int64_t extent) { return extent >= 1 && extent <= kLargestExtent; };
   if (shape.size() != 3 || !fits(shape[0]) || !fits(shape[1]) || !fits(shape[2])) {
-    return Status::data_loss(ids->first + ": expected [num_steps, num_lists, max_selected], got " + ids->second.to_string());
+    return Status::data_loss(ids->first + ": expected [num_steps, num_lists, max_selected], got " +
+                             ids->second.to_string());
   }
   RAREFY_ASSIGN_OR_RETURN(const std::vector<int32_t> token_ids, read_integers(ids->first, ids->second));
   LayerIndexSet result;
@@ -75,18 +78,20 @@ Expected<LayerIndexSet> read_layer(const Arrays& arrays, int32_t layer, bool alo
   const auto max_selected = static_cast<int32_t>(shape[2]);
   result.set.resize(num_steps, num_lists, max_selected);
   std::memcpy(result.set.token_ids(0, 0), token_ids.data(), token_ids.size() * sizeof(int32_t));
-  std::vector<int32_t> list_counts(static_cast<std::size_t>(shape[0] * shape[1]), max_selected);  // [num_steps, num_lists] i32
+  std::vector<int32_t> list_counts(static_cast<std::size_t>(shape[0] * shape[1]),
+                                   max_selected);  // [num_steps, num_lists] i32
   if (counts != arrays.end()) {
     if (counts->second.shape != std::vector<int64_t>{shape[0], shape[1]}) {
-      return Status::data_loss(counts->first + ": expected [" + std::to_string(num_steps) + ", " + std::to_string(num_lists) +
-                               "] as in token_ids, got " + counts->second.to_string());
+      return Status::data_loss(counts->first + ": expected [" + std::to_string(num_steps) + ", " +
+                               std::to_string(num_lists) + "] as in token_ids, got " + counts->second.to_string());
     }
     RAREFY_ASSIGN_OR_RETURN(list_counts, read_integers(counts->first, counts->second));
   }
   std::memcpy(&result.set.count(0, 0), list_counts.data(), list_counts.size() * sizeof(int32_t));
   if (weights != arrays.end()) {
     if (weights->second.dtype != DType::f32 || weights->second.shape != shape) {
-      return Status::data_loss(weights->first + ": expected f32 of the shape of token_ids, got " + weights->second.to_string());
+      return Status::data_loss(weights->first + ": expected f32 of the shape of token_ids, got " +
+                               weights->second.to_string());
     }
     std::memcpy(result.set.log_weight(0, 0), weights->second.data, weights->second.size_bytes);
   }
@@ -95,12 +100,14 @@ Expected<LayerIndexSet> read_layer(const Arrays& arrays, int32_t layer, bool alo
 
 // What is past the counts in file order, so that a file's bytes depend on the lists only.
 template <typename T>
-std::vector<T> padded(const LayerIndexSet& one, int32_t longest, const T* values) {  // values [batch, num_lists, max_selected]
+std::vector<T> padded(const LayerIndexSet& one, int32_t longest,
+                      const T* values) {  // values [batch, num_lists, max_selected]
   const IndexSetView view = one.set.view();
   const int64_t rows = int64_t{one.set.batch()} * view.num_lists;
   std::vector<T> result(static_cast<std::size_t>(rows * longest));
   for (int64_t row = 0; row < rows; ++row) {
-    for (int32_t i = 0; i < view.counts[row]; ++i) result[static_cast<std::size_t>(row * longest + i)] = values[row * view.max_selected + i];
+    for (int32_t i = 0; i < view.counts[row]; ++i)
+      result[static_cast<std::size_t>(row * longest + i)] = values[row * view.max_selected + i];
   }
   return result;
 }
@@ -108,13 +115,15 @@ std::vector<T> padded(const LayerIndexSet& one, int32_t longest, const T* values
 int32_t longest_list(const LayerIndexSet& one) {
   const IndexSetView view = one.set.view();
   int32_t longest = 1;
-  for (int64_t row = 0; row < int64_t{one.set.batch()} * view.num_lists; ++row) longest = std::max(longest, view.counts[row]);
+  for (int64_t row = 0; row < int64_t{one.set.batch()} * view.num_lists; ++row)
+    longest = std::max(longest, view.counts[row]);
   return longest;
 }
 
 }  // namespace
 
-Expected<std::vector<LayerIndexSet>> load_index_sets(const std::filesystem::path& path, const std::vector<int32_t>& layers) {
+Expected<std::vector<LayerIndexSet>> load_index_sets(const std::filesystem::path& path,
+                                                     const std::vector<int32_t>& layers) {
   RAREFY_ASSIGN_OR_RETURN(const model::MappedFile file, model::MappedFile::open(path));
   const auto read = [&]() -> Expected<std::vector<LayerIndexSet>> {
     RAREFY_ASSIGN_OR_RETURN(const Arrays arrays, read_arrays(path, file.bytes()));
@@ -130,7 +139,8 @@ Expected<std::vector<LayerIndexSet>> load_index_sets(const std::filesystem::path
   return sets;
 }
 
-Status save_index_sets(const std::vector<LayerIndexSet>& sets, const std::function<Status(std::span<const std::byte>)>& write) {
+Status save_index_sets(const std::vector<LayerIndexSet>& sets,
+                       const std::function<Status(std::span<const std::byte>)>& write) {
   std::vector<TensorEntry> entries;
   for (const LayerIndexSet& one : sets) {
     const std::string prefix = "layers." + std::to_string(one.layer) + ".";

@@ -16,15 +16,16 @@ constexpr int32_t kSmallestPageSize = 64;  // as EngineOptions
 
 // What selects the tokens of one arm: a policy, or lists from outside.
 struct Source {
-  Policy policy;                                  // dense for lists from outside
-  std::optional<SparseStep> sparse;               // of a policy that is not dense
+  Policy policy;                     // dense for lists from outside
+  std::optional<SparseStep> sparse;  // of a policy that is not dense
   const std::vector<LayerIndexSet>* stored = nullptr;
   std::optional<DecodePlan> stored_plan;  // set with `stored`
 };
 
 class Replayer {
  public:
-  Replayer(const Capture& capture, const ReplayOptions& options) : capture_(capture), info_(capture.info()), options_(options) {}
+  Replayer(const Capture& capture, const ReplayOptions& options)
+      : capture_(capture), info_(capture.info()), options_(options) {}
 
   Status prepare(const std::vector<Policy>& policies, const std::vector<std::vector<LayerIndexSet>>& stored);
   Status run();
@@ -114,7 +115,8 @@ Status Replayer::add_policy(const Policy& policy) {
 
 Status Replayer::add_stored(const std::vector<LayerIndexSet>& lists) {
   for (const int32_t layer : layers_) {
-    const auto found = std::find_if(lists.begin(), lists.end(), [&](const LayerIndexSet& one) { return one.layer == layer; });
+    const auto found =
+        std::find_if(lists.begin(), lists.end(), [&](const LayerIndexSet& one) { return one.layer == layer; });
     if (found == lists.end()) {
       return Status::invalid_argument("index set: expected lists of layer " + std::to_string(layer) +
                                       ", got none; replay only the layers that it has");
@@ -162,7 +164,8 @@ Status Replayer::make_cache() {
       DecodeProblem problem = decode_problem();
       const IndexSet& set = source.stored->front().set;
       problem.scope = set.num_lists() == info_.num_kv_heads ? ListScope::kv_head : ListScope::query_head;
-      for (const LayerIndexSet& one : *source.stored) problem.max_selected = std::max(problem.max_selected, one.set.max_selected());
+      for (const LayerIndexSet& one : *source.stored)
+        problem.max_selected = std::max(problem.max_selected, one.set.max_selected());
       RAREFY_ASSIGN_OR_RETURN(DecodePlan plan, DecodePlan::make(DecodeOp::sparse, Device{}, problem));
       source.stored_plan = std::move(plan);
     } else if (!source.policy.dense) {
@@ -175,8 +178,10 @@ Status Replayer::make_cache() {
 }
 
 Status Replayer::prepare(const std::vector<Policy>& policies, const std::vector<std::vector<LayerIndexSet>>& stored) {
-  if (options_.num_seeds < 1) return Status::invalid_argument("replay: expected at least 1 seed, got " + std::to_string(options_.num_seeds));
-  if (policies.empty() && stored.empty()) return Status::invalid_argument("replay: expected a policy or an index set, got none");
+  if (options_.num_seeds < 1)
+    return Status::invalid_argument("replay: expected at least 1 seed, got " + std::to_string(options_.num_seeds));
+  if (policies.empty() && stored.empty())
+    return Status::invalid_argument("replay: expected a policy or an index set, got none");
   RAREFY_RETURN_IF_ERROR(choose_layers());
   shape_.num_layers = info_.num_layers;
   shape_.num_kv_heads = info_.num_kv_heads;
@@ -270,8 +275,8 @@ Status Replayer::run_dense(int32_t layer) {
 
 // The lists that were attended to are those of `step`.
 Status Replayer::run_stored(const Source& source, int32_t layer, int32_t step, IndexSetView& lists) {
-  const auto found =
-      std::find_if(source.stored->begin(), source.stored->end(), [&](const LayerIndexSet& one) { return one.layer == layer; });
+  const auto found = std::find_if(source.stored->begin(), source.stored->end(),
+                                  [&](const LayerIndexSet& one) { return one.layer == layer; });
   lists = found->set.view();
   lists.token_ids += int64_t{step} * lists.num_lists * lists.max_selected;
   lists.log_weight += int64_t{step} * lists.num_lists * lists.max_selected;

@@ -16,8 +16,9 @@ struct NumpyType {
   std::optional<DType> dtype;
 };
 constexpr std::array kTypes = {
-    NumpyType{"<f4", "F32", 4, DType::f32}, NumpyType{"<f2", "F16", 2, DType::f16}, NumpyType{"<i4", "I32", 4, DType::i32},
-    NumpyType{"|i1", "I8", 1, DType::i8},   NumpyType{"|u1", "U8", 1, DType::u8},   NumpyType{"<i8", "I64", 8, std::nullopt},
+    NumpyType{"<f4", "F32", 4, DType::f32},   NumpyType{"<f2", "F16", 2, DType::f16},
+    NumpyType{"<i4", "I32", 4, DType::i32},   NumpyType{"|i1", "I8", 1, DType::i8},
+    NumpyType{"|u1", "U8", 1, DType::u8},     NumpyType{"<i8", "I64", 8, std::nullopt},
     NumpyType{"<f8", "F64", 8, std::nullopt},
 };
 constexpr std::size_t kMaxRank = 8;
@@ -37,9 +38,11 @@ std::string_view text_of(std::span<const std::byte> bytes) {
 Expected<std::string_view> value_of(std::string_view header, const std::string& key) {
   const std::string quoted = std::string("'").append(key).append("'");
   std::size_t at = header.find(quoted);
-  if (at == std::string_view::npos) return Status::data_loss("NumPy header: expected " + quoted + ", got '" + brief(header) + "'");
+  if (at == std::string_view::npos)
+    return Status::data_loss("NumPy header: expected " + quoted + ", got '" + brief(header) + "'");
   at = header.find_first_not_of(" :", at + quoted.size());
-  if (at == std::string_view::npos) return Status::data_loss("NumPy header: expected a value of " + quoted + ", got nothing");
+  if (at == std::string_view::npos)
+    return Status::data_loss("NumPy header: expected a value of " + quoted + ", got nothing");
   return header.substr(at);
 }
 
@@ -118,7 +121,9 @@ Expected<std::map<std::string, StoredTensor, std::less<>>> parse_npz(std::span<c
   // The central directory at the end of a zip archive names all members; its own place is in a record behind it.
   constexpr std::uint64_t kEndSignature = 0x06054b50, kEntrySignature = 0x02014b50, kLocalSignature = 0x04034b50;
   constexpr std::size_t kEndBytes = 22, kEntryBytes = 46, kLocalBytes = 30, kLargestComment = 65535;
-  const auto damaged = [](const std::string& what) { return Status::data_loss("zip archive: " + what + "; the file is truncated or damaged"); };
+  const auto damaged = [](const std::string& what) {
+    return Status::data_loss("zip archive: " + what + "; the file is truncated or damaged");
+  };
   if (file.size() < kEndBytes) return damaged("expected at least 22 bytes, got " + std::to_string(file.size()));
   std::size_t end = file.size() - kEndBytes;
   const std::size_t first = end > kLargestComment ? end - kLargestComment : 0;
@@ -130,18 +135,22 @@ Expected<std::map<std::string, StoredTensor, std::less<>>> parse_npz(std::span<c
   std::uint64_t at = read_number(file, end + 16, 4);
   std::map<std::string, StoredTensor, std::less<>> arrays;
   for (std::uint64_t i = 0; i < count; ++i) {
-    if (at > end || end - at < kEntryBytes || read_number(file, at, 4) != kEntrySignature) return damaged("expected a directory entry");
+    if (at > end || end - at < kEntryBytes || read_number(file, at, 4) != kEntrySignature)
+      return damaged("expected a directory entry");
     const std::uint64_t method = read_number(file, at + 10, 2), packed = read_number(file, at + 20, 4);
     const std::uint64_t name_bytes = read_number(file, at + 28, 2), local = read_number(file, at + 42, 4);
     const std::uint64_t more = read_number(file, at + 30, 2) + read_number(file, at + 32, 2);
     if (end - at - kEntryBytes < name_bytes + more) return damaged("expected a name");
     std::string name(text_of(file.subspan(at + kEntryBytes, name_bytes)));
     if (method != 0) {
-      return Status::unsupported("array '" + brief(name) + "': expected an array without compression, got one with; save with np.savez");
+      return Status::unsupported("array '" + brief(name) +
+                                 "': expected an array without compression, got one with; save with np.savez");
     }
-    if (local > end || end - local < kLocalBytes || read_number(file, local, 4) != kLocalSignature) return damaged("expected a member");
+    if (local > end || end - local < kLocalBytes || read_number(file, local, 4) != kLocalSignature)
+      return damaged("expected a member");
     const std::uint64_t skip = kLocalBytes + read_number(file, local + 26, 2) + read_number(file, local + 28, 2);
-    if (end - local < skip || end - local - skip < packed) return damaged("expected " + std::to_string(packed) + " bytes of '" + brief(name) + "'");
+    if (end - local < skip || end - local - skip < packed)
+      return damaged("expected " + std::to_string(packed) + " bytes of '" + brief(name) + "'");
     auto array = parse_npy(file.subspan(local + skip, packed));
     if (!array) return array.status().with_context("array '" + brief(name) + "'");
     if (name.ends_with(".npy")) name.resize(name.size() - 4);

@@ -23,8 +23,19 @@ class CliReplay : public ::testing::Test {
   std::string model() const { return checkpoint_.folder().string(); }
   // A capture of the tiny checkpoint; its path.
   std::string capture(const std::string& name, std::vector<std::string> more = {}, const char* num_tokens = "700") {
-    std::vector<std::string> arguments = {"capture", "-m", model(), "-t", "1", "-f", files_.write("text.txt", sample_text(1500)),
-                                          "--tokens", num_tokens, "--steps", "4", "-o", files_.path(name)};
+    std::vector<std::string> arguments = {"capture",
+                                          "-m",
+                                          model(),
+                                          "-t",
+                                          "1",
+                                          "-f",
+                                          files_.write("text.txt", sample_text(1500)),
+                                          "--tokens",
+                                          num_tokens,
+                                          "--steps",
+                                          "4",
+                                          "-o",
+                                          files_.path(name)};
     arguments.insert(arguments.end(), more.begin(), more.end());
     const ProgramResult result = run_program(arguments);
     EXPECT_EQ(result.exit_code, 0) << result.err;
@@ -72,7 +83,8 @@ TEST_F(CliReplay, ShippedCheckpoint) {
   EXPECT_NEAR(arms[1].at("density").get<double>(), 0.1, 0.01);
   EXPECT_GT(arms[1].at("bytes_ratio").get<double>(), arms[1].at("density").get<double>());
   EXPECT_EQ(arms[1].at("by_layer").size(), 6u);
-  for (const char* field : {"device", "commit", "command", "date", "certificate_covered", "exact_error_p95", "mass", "overlap"}) {
+  for (const char* field :
+       {"device", "commit", "command", "date", "certificate_covered", "exact_error_p95", "mass", "overlap"}) {
     EXPECT_TRUE(arms[1].contains(field)) << field;
   }
   EXPECT_FALSE(arms[2].contains("certificate_covered"));
@@ -84,8 +96,8 @@ TEST_F(CliReplay, WrittenIndexSetsReproduceTheirPolicy) {
   const json policy = replay({file, "--policy", "total=64 index=q2", "-s", "3", "--write-index-set", lists}).at(0);
   const json stored = replay({file, "--index-set", lists}).at(0);
   EXPECT_GT(policy.at("error_p50").get<double>(), 0.0);
-  for (const char* field : {"error_mean", "error_p99", "error_max", "exact_error_mean", "mass", "recall_of_exact", "overlap",
-                            "estimated_error_mean", "certificate_covered", "density", "num_selected"}) {
+  for (const char* field : {"error_mean", "error_p99", "error_max", "exact_error_mean", "mass", "recall_of_exact",
+                            "overlap", "estimated_error_mean", "certificate_covered", "density", "num_selected"}) {
     EXPECT_EQ(policy.at(field), stored.at(field)) << field;
   }
   EXPECT_EQ(stored.at("index_bytes"), 0);
@@ -96,12 +108,15 @@ TEST_F(CliReplay, WrittenIndexSetsReproduceTheirPolicy) {
 TEST_F(CliReplay, AgreesWithAudits) {
   const std::string text = files_.write("audit.txt", sample_text(1500));
   const std::string policy = "total=64 index=sign";
-  const ProgramResult run = run_program({"perplexity", "-m", model(), "-t", "1", "-f", text, "--context", "700", "--predict", "6", "--policy",
-                                         policy, "--audit", "1", "--json"});
+  const ProgramResult run = run_program({"perplexity", "-m", model(), "-t", "1", "-f", text, "--context", "700",
+                                         "--predict", "6", "--policy", policy, "--audit", "1", "--json"});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const json audited = json::parse(run.out.substr(run.out.find('\n') + 1));
   const std::string file = files_.path("policy.safetensors");
-  ASSERT_EQ(run_program({"capture", "-m", model(), "-t", "1", "-f", text, "--tokens", "700", "--steps", "6", "--policy", policy, "-o", file}).exit_code, 0);
+  ASSERT_EQ(run_program({"capture", "-m", model(), "-t", "1", "-f", text, "--tokens", "700", "--steps", "6", "--policy",
+                         policy, "-o", file})
+                .exit_code,
+            0);
   const json replayed = replay({file, "--policy", policy}).at(0);
   EXPECT_NEAR(replayed.at("density").get<double>(), audited.at("density").get<double>(), 1e-12);
   EXPECT_NEAR(replayed.at("bytes_ratio").get<double>(), audited.at("bytes_ratio").get<double>(), 1e-12);
@@ -128,8 +143,9 @@ TEST_F(CliReplay, GenerateSeedsAndPooling) {
 
 TEST_F(CliReplay, TableAndPage) {
   const std::string file = capture("c.safetensors"), page = files_.path("page.html");
-  const ProgramResult result = run_program({"replay", file, "--policy", "total=64 index=sign", "--policy", "total=32 index=sign",
-                                            "--policy", "total=64 index=oracle spend=topk", "--html", page});
+  const ProgramResult result =
+      run_program({"replay", file, "--policy", "total=64 index=sign", "--policy", "total=32 index=sign", "--policy",
+                   "total=64 index=oracle spend=topk", "--html", page});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   for (const char* part : {"bytes_ratio", "audited", "estimated", "overlap", "total=32 index=sign"}) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part << " is not in:\n" << result.out;
@@ -159,8 +175,9 @@ TEST_F(CliReplay, RefusesBadCalls) {
   expect_refused(capture_with({"--tokens", "700", "--layers", "2"}), 2, "--layers");
   expect_refused(capture_with({"--tokens", "700", "--layers", "0-"}), 2, "--layers");
   expect_refused(capture_with({"--tokens", "700", "--policy", "fifty"}), 2, "fifty");
-  expect_refused(run_program({"capture", "-m", model(), "-f", text, "--tokens", "700", "-o", files_.path("no/folder.safetensors")}),
-                 1, "no/folder.safetensors");
+  expect_refused(
+      run_program({"capture", "-m", model(), "-f", text, "--tokens", "700", "-o", files_.path("no/folder.safetensors")}), 1,
+      "no/folder.safetensors");
   const ProgramResult full = run_program({"capture", "-m", model(), "-f", text, "--tokens", "700", "-o", "/dev/full"});
   expect_refused(full, 1, "No space left");
   expect_refused(run_program({"replay", file}), 2, "--policy or --index-set");
@@ -168,25 +185,30 @@ TEST_F(CliReplay, RefusesBadCalls) {
   expect_refused(run_program({"replay", file, "--policy", "total=64 index=nonsense"}), 2, "nonsense");
   expect_refused(run_program({"replay", file, "--policy", "50x", "--layers", "7"}), 2, "--layers");
   expect_refused(run_program({"replay", file, "--policy", "50x", "--steps", "9"}), 2, "at most 4");
-  expect_refused(run_program({"replay", file, "--policy", "50x", "--html", files_.path("no/page.html")}), 1, "no/page.html");
+  expect_refused(run_program({"replay", file, "--policy", "50x", "--html", files_.path("no/page.html")}), 1,
+                 "no/page.html");
   expect_refused(run_program({"replay", file, "--policy", "50x", "--html", "/dev/full"}), 1, "No space left");
-  expect_refused(run_program({"replay", file, "--policy", "50x", "--policy", "100x", "--write-index-set", other}), 2, "one --policy");
+  expect_refused(run_program({"replay", file, "--policy", "50x", "--policy", "100x", "--write-index-set", other}), 2,
+                 "one --policy");
   expect_refused(run_program({"replay", files_.path("nowhere"), "--policy", "50x"}), 3, "nowhere");
   EXPECT_FALSE(std::filesystem::exists(other));
 }
 
 TEST_F(CliReplay, RefusesBadFiles) {
   const std::string file = capture("c.safetensors"), whole = files_.read("c.safetensors");
-  expect_refused(run_program({"replay", files_.write("cut.safetensors", whole.substr(0, whole.size() / 2)), "--policy", "50x"}), 3,
-                 "truncated");
+  expect_refused(
+      run_program({"replay", files_.write("cut.safetensors", whole.substr(0, whole.size() / 2)), "--policy", "50x"}), 3,
+      "truncated");
   expect_refused(run_program({"replay", files_.path("text.txt"), "--policy", "50x"}), 3, "safetensors");
   // The last four bytes are two values in bf16: all ones is NaN.
   std::string bad = whole;
   bad.replace(bad.size() - 4, 4, 4, '\xff');
-  expect_refused(run_program({"replay", files_.write("nan.safetensors", bad), "--policy", "50x"}), 3, "expected finite numbers, got NaN");
+  expect_refused(run_program({"replay", files_.write("nan.safetensors", bad), "--policy", "50x"}), 3,
+                 "expected finite numbers, got NaN");
 
   const TinyCheckpoint other({.num_layers = 3});
-  expect_refused(run_program({"replay", file, "--policy", "50x", "-m", other.folder().string()}), 3, "expected num_layers 3, got 2");
+  expect_refused(run_program({"replay", file, "--policy", "50x", "-m", other.folder().string()}), 3,
+                 "expected num_layers 3, got 2");
   const TinyCheckpoint twin({.seed = 2});
   expect_refused(run_program({"replay", file, "--policy", "50x", "-m", twin.folder().string()}), 3, "expected checkpoint");
   EXPECT_EQ(run_program({"replay", file, "--policy", "50x", "-m", model()}).exit_code, 0);
@@ -208,8 +230,8 @@ TEST_F(CliReplay, InterruptLeavesNothing) {
   ASSERT_GE(child, 0);
   if (child == 0) {
     std::freopen("/dev/null", "w", stderr);
-    execl(RAREFY_CLI, "rarefy", "capture", "-m", model().c_str(), "-t", "1", "-f", text.c_str(), "--tokens", "4000", "--steps", "4000",
-          "-o", output.c_str(), nullptr);
+    execl(RAREFY_CLI, "rarefy", "capture", "-m", model().c_str(), "-t", "1", "-f", text.c_str(), "--tokens", "4000",
+          "--steps", "4000", "-o", output.c_str(), nullptr);
     _exit(99);
   }
   // Once the temporary file is there, work is under way.
@@ -230,7 +252,8 @@ TEST_F(CliReplay, PolicyListAsJson) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   const json record = json::parse(result.out);
   const auto has = [&](const char* list, const char* name) {
-    return std::any_of(record.at(list).begin(), record.at(list).end(), [&](const json& one) { return one.at("name") == name; });
+    return std::any_of(record.at(list).begin(), record.at(list).end(),
+                       [&](const json& one) { return one.at("name") == name; });
   };
   EXPECT_TRUE(has("selectors", "sign64"));
   EXPECT_TRUE(has("spends", "half"));

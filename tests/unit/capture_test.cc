@@ -103,7 +103,8 @@ TEST_F(CaptureTest, RefusesShapesAndPositionsThatDoNotFit) {
     EXPECT_EQ(from.size(), to.size());
     return bytes.replace(at, from.size(), to);
   };
-  expect_refused(with(R"("head_dim":"32")", R"("head_dim":"64")"), "tensor 'layers.0.queries': expected f32[3, 4, 64], got F32[3, 4, 32]");
+  expect_refused(with(R"("head_dim":"32")", R"("head_dim":"64")"),
+                 "tensor 'layers.0.queries': expected f32[3, 4, 64], got F32[3, 4, 32]");
   expect_refused(with(R"("num_kv_heads":"2")", R"("num_kv_heads":"3")"), "multiple");
   expect_refused(with(R"("kv_dtype":"bf16")", R"("kv_dtype":"f16 ")"), "f16");
   expect_refused(with(R"("kv_dtype":"bf16")", R"("kv_dtxxx":"bf16")"), "expected 'kv_dtype' in __metadata__");

@@ -22,8 +22,10 @@ void put(std::string& bytes, uint64_t value, int32_t count) {
 }
 
 // As NumPy writes it: the header ends with a newline and data starts at a multiple of 64.
-std::string npy(const std::string& descr, const std::string& shape, const std::string& data, const std::string& order = "False") {
-  std::string header = "{'descr': '" + descr + "', 'fortran_order': " + order + ", 'shape': " + shape + ", }";
+std::string npy(const std::string& descr, const std::string& shape, const std::string& data,
+                const std::string& order = "False") {
+  std::string header = "{'descr': '";
+  header.append(descr).append("', 'fortran_order': ").append(order).append(", 'shape': ").append(shape).append(", }");
   header.resize((10 + header.size() + 64) / 64 * 64 - 11, ' ');
   header += '\n';
   std::string file("\x93NUMPY\x01\x00", 8);
@@ -53,9 +55,9 @@ std::string npz(const std::vector<std::pair<std::string, std::string>>& members,
   return file;
 }
 
-const std::vector<int32_t> kIds = {1, 5, 9, 0, 2, 0, 3, 4, 8, 7, 0, 0};  // [2, 2, 3] i32
-const std::vector<int32_t> kCounts = {3, 2, 3, 1};                       // [2, 2] i32
-const std::vector<float> kWeights = {0, 0.5f, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0};  // [2, 2, 3] f32
+const std::vector<int32_t> example_ids = {1, 5, 9, 0, 2, 0, 3, 4, 8, 7, 0, 0};       // [2, 2, 3] i32
+const std::vector<int32_t> example_counts = {3, 2, 3, 1};                            // [2, 2] i32
+const std::vector<float> example_weights = {0, 0.5f, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0};  // [2, 2, 3] f32
 
 class IndexSetFileTest : public ::testing::Test {
  protected:
@@ -74,11 +76,11 @@ class IndexSetFileTest : public ::testing::Test {
     ASSERT_EQ(one.set.num_lists(), 2);
     const IndexSetView view = one.set.view();
     ASSERT_EQ(view.max_selected, 3);
-    for (size_t row = 0; row < kCounts.size(); ++row) {
-      ASSERT_EQ(view.counts[row], kCounts[row]);
-      for (int32_t i = 0; i < kCounts[row]; ++i) {
-        EXPECT_EQ(view.token_ids[row * 3 + i], kIds[row * 3 + i]);
-        EXPECT_EQ(view.log_weight[row * 3 + i], with_weights ? kWeights[row * 3 + i] : 0.0f);
+    for (size_t row = 0; row < example_counts.size(); ++row) {
+      ASSERT_EQ(view.counts[row], example_counts[row]);
+      for (int32_t i = 0; i < example_counts[row]; ++i) {
+        EXPECT_EQ(view.token_ids[row * 3 + i], example_ids[row * 3 + i]);
+        EXPECT_EQ(view.log_weight[row * 3 + i], with_weights ? example_weights[row * 3 + i] : 0.0f);
       }
     }
   }
@@ -87,12 +89,12 @@ class IndexSetFileTest : public ::testing::Test {
 };
 
 TEST_F(IndexSetFileTest, ReadsEveryForm) {
-  const std::vector<int64_t> wide(kIds.begin(), kIds.end());
-  const TensorMap tensors = {{"layers.3.token_ids", {"I32", {2, 2, 3}, bytes_of(kIds)}},
-                             {"layers.3.counts", {"I32", {2, 2}, bytes_of(kCounts)}},
-                             {"layers.3.log_weight", {"F32", {2, 2, 3}, bytes_of(kWeights)}},
+  const std::vector<int64_t> wide(example_ids.begin(), example_ids.end());
+  const TensorMap tensors = {{"layers.3.token_ids", {"I32", {2, 2, 3}, bytes_of(example_ids)}},
+                             {"layers.3.counts", {"I32", {2, 2}, bytes_of(example_counts)}},
+                             {"layers.3.log_weight", {"F32", {2, 2, 3}, bytes_of(example_weights)}},
                              {"layers.5.token_ids", {"I64", {2, 2, 3}, bytes_of(wide)}},
-                             {"layers.5.counts", {"I32", {2, 2}, bytes_of(kCounts)}}};
+                             {"layers.5.counts", {"I32", {2, 2}, bytes_of(example_counts)}}};
   auto sets = load("a.safetensors", safetensors_bytes(tensors), {3, 5});
   ASSERT_TRUE(sets) << sets.status().to_string();
   ASSERT_EQ(sets->size(), 2u);
@@ -100,9 +102,10 @@ TEST_F(IndexSetFileTest, ReadsEveryForm) {
   expect_example((*sets)[0], true);
   expect_example((*sets)[1], false);
 
-  sets = load("a.npz", npz({{"token_ids.npy", npy("<i8", "(2, 2, 3)", bytes_of(wide))},
-                            {"counts.npy", npy("<i4", "(2, 2)", bytes_of(kCounts))},
-                            {"log_weight.npy", npy("<f4", "(2, 2, 3)", bytes_of(kWeights))}}),
+  sets = load("a.npz",
+              npz({{"token_ids.npy", npy("<i8", "(2, 2, 3)", bytes_of(wide))},
+                   {"counts.npy", npy("<i4", "(2, 2)", bytes_of(example_counts))},
+                   {"log_weight.npy", npy("<f4", "(2, 2, 3)", bytes_of(example_weights))}}),
               {7});
   ASSERT_TRUE(sets) << sets.status().to_string();
   expect_example((*sets)[0], true);
@@ -115,9 +118,9 @@ TEST_F(IndexSetFileTest, ReadsEveryForm) {
 }
 
 TEST_F(IndexSetFileTest, WritesWhatItReads) {
-  const TensorMap tensors = {{"token_ids", {"I32", {2, 2, 3}, bytes_of(kIds)}},
-                             {"counts", {"I32", {2, 2}, bytes_of(kCounts)}},
-                             {"log_weight", {"F32", {2, 2, 3}, bytes_of(kWeights)}}};
+  const TensorMap tensors = {{"token_ids", {"I32", {2, 2, 3}, bytes_of(example_ids)}},
+                             {"counts", {"I32", {2, 2}, bytes_of(example_counts)}},
+                             {"log_weight", {"F32", {2, 2, 3}, bytes_of(example_weights)}}};
   auto sets = load("a.safetensors", safetensors_bytes(tensors), {4});
   ASSERT_TRUE(sets) << sets.status().to_string();
   std::string bytes;
@@ -133,17 +136,21 @@ TEST_F(IndexSetFileTest, WritesWhatItReads) {
 }
 
 TEST_F(IndexSetFileTest, RefusesBadFiles) {
-  const std::string ids = bytes_of(kIds);
+  const std::string ids = bytes_of(example_ids);
   expect_refused("a.txt", "x", "expected a file that ends in .safetensors, .npz or .npy");
-  expect_refused("a.safetensors", safetensors_bytes(TensorMap{{"ids", {"I32", {2, 2, 3}, ids}}}), "'layers.0.token_ids' or 'token_ids'");
-  expect_refused("a.safetensors", safetensors_bytes(TensorMap{{"token_ids", {"I32", {4, 3}, ids}}}), "[num_steps, num_lists, max_selected]");
+  expect_refused("a.safetensors", safetensors_bytes(TensorMap{{"ids", {"I32", {2, 2, 3}, ids}}}),
+                 "'layers.0.token_ids' or 'token_ids'");
+  expect_refused("a.safetensors", safetensors_bytes(TensorMap{{"token_ids", {"I32", {4, 3}, ids}}}),
+                 "[num_steps, num_lists, max_selected]");
   expect_refused("a.safetensors", safetensors_bytes(TensorMap{{"token_ids", {"F32", {2, 2, 3}, ids}}}), "integers");
   expect_refused("a.safetensors",
-                 safetensors_bytes(TensorMap{{"token_ids", {"I32", {2, 2, 3}, ids}}, {"counts", {"I32", {4}, bytes_of(kCounts)}}}),
+                 safetensors_bytes(
+                     TensorMap{{"token_ids", {"I32", {2, 2, 3}, ids}}, {"counts", {"I32", {4}, bytes_of(example_counts)}}}),
                  "expected [2, 2] as in token_ids, got I32[4]");
-  expect_refused("a.safetensors",
-                 safetensors_bytes(TensorMap{{"token_ids", {"I32", {2, 2, 3}, ids}}, {"log_weight", {"I32", {2, 2, 3}, ids}}}),
-                 "expected f32 of the shape of token_ids");
+  expect_refused(
+      "a.safetensors",
+      safetensors_bytes(TensorMap{{"token_ids", {"I32", {2, 2, 3}, ids}}, {"log_weight", {"I32", {2, 2, 3}, ids}}}),
+      "expected f32 of the shape of token_ids");
   const std::vector<int64_t> far = {1, 2, int64_t{1} << 40};
   expect_refused("a.npy", npy("<i8", "(1, 1, 3)", bytes_of(far)), "1099511627776");
   expect_refused("a.npy", npy("<i4", "(2, 2, 3)", ids, "True"), "C order");

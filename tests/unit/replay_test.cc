@@ -37,7 +37,8 @@ struct Head {
   std::vector<std::vector<double>> values;
   std::vector<int32_t> order;  // [kv_len] i32; best first
 
-  std::vector<double> attend(const std::vector<int32_t>& tokens, const std::vector<double>& log_weight) const {  // [count] f64
+  std::vector<double> attend(const std::vector<int32_t>& tokens,
+                             const std::vector<double>& log_weight) const {  // [count] f64
     double sum = 0.0;
     std::vector<double> out(values[0].size());
     for (size_t i = 0; i < tokens.size(); ++i) {
@@ -58,7 +59,8 @@ Head head_of(const CaptureData& data, size_t slot, int32_t step, int32_t head) {
     std::vector<double> value;
     for (int32_t dim = 0; dim < 32; ++dim) {
       const size_t at = (static_cast<size_t>(token) * 2 + kv_head) * 32 + dim;
-      dot += static_cast<double>(data.queries[slot][(static_cast<size_t>(step) * 4 + head) * 32 + dim]) * to_float(data.keys[slot][at]);
+      dot += static_cast<double>(data.queries[slot][(static_cast<size_t>(step) * 4 + head) * 32 + dim]) *
+             to_float(data.keys[slot][at]);
       value.push_back(to_float(data.values[slot][at]));
     }
     dot *= data.info.attention_scale;
@@ -68,7 +70,8 @@ Head head_of(const CaptureData& data, size_t slot, int32_t step, int32_t head) {
   }
   result.order.resize(static_cast<size_t>(kv_len));
   std::iota(result.order.begin(), result.order.end(), 0);
-  std::sort(result.order.begin(), result.order.end(), [&](int32_t a, int32_t b) { return result.logits[a] > result.logits[b]; });
+  std::sort(result.order.begin(), result.order.end(),
+            [&](int32_t a, int32_t b) { return result.logits[a] > result.logits[b]; });
   return result;
 }
 
@@ -161,7 +164,8 @@ TEST(Replay, StoredListsAreMeasuredByDefinition) {
         EXPECT_NEAR(row.mass, held / total, 1e-9);
         const std::vector<int32_t> best(head.order.begin(), head.order.begin() + static_cast<int64_t>(tokens.size()));
         const auto hits = [&](const std::vector<int32_t>& from) {
-          return std::count_if(from.begin(), from.end(), [&](int32_t token) { return std::binary_search(tokens.begin(), tokens.end(), token); });
+          return std::count_if(from.begin(), from.end(),
+                               [&](int32_t token) { return std::binary_search(tokens.begin(), tokens.end(), token); });
         };
         EXPECT_DOUBLE_EQ(row.recall, static_cast<double>(hits(best)) / static_cast<double>(tokens.size()));
 
@@ -172,7 +176,8 @@ TEST(Replay, StoredListsAreMeasuredByDefinition) {
           const Head one = head_of(data, slot, row.step, other);
           double sum = 0.0;
           for (const double logit : one.logits) sum += std::exp(logit);
-          for (int32_t token = 0; token < kv_len; ++token) largest[token] = std::max(largest[token], std::exp(one.logits[token]) / sum);
+          for (int32_t token = 0; token < kv_len; ++token)
+            largest[token] = std::max(largest[token], std::exp(one.logits[token]) / sum);
         }
         std::vector<int32_t> of_group = all_tokens(kv_len);
         std::sort(of_group.begin(), of_group.end(), [&](int32_t a, int32_t b) { return largest[a] > largest[b]; });
@@ -221,7 +226,8 @@ TEST(Replay, GrowingByTokensEqualsBuildingAtOnce) {
   CaptureData alone = small_capture(14, 600, 3);
   alone.positions = {599};
   alone.info.num_steps = 1;
-  for (size_t slot = 0; slot < 2; ++slot) alone.queries[slot] = {apart.queries[slot].end() - 4 * 32, apart.queries[slot].end()};
+  for (size_t slot = 0; slot < 2; ++slot)
+    alone.queries[slot] = {apart.queries[slot].end() - 4 * 32, apart.queries[slot].end()};
   const std::vector<Policy> policies = {policy("total=50 index=q2 min=1"), policy("total=50 index=quest16:int8 min=1"),
                                         policy("total=50 index=sign64 min=1")};
   const auto grown = replay(load(apart), {}, policies), built = replay(load(alone), {}, policies);

@@ -37,10 +37,10 @@ void expect_failure(const Status& status, StatusCode code, std::initializer_list
   }
 }
 
-const TensorMap kTwoTensors = {{"a", {"F32", {2, 2}, std::string(16, 'a')}}, {"b", {"BF16", {3}, std::string(6, 'b')}}};
+const TensorMap two_tensors = {{"a", {"F32", {2, 2}, std::string(16, 'a')}}, {"b", {"BF16", {3}, std::string(6, 'b')}}};
 
 TEST(Safetensors, ReadsWhatIsThere) {
-  const std::string file = safetensors_bytes(kTwoTensors);
+  const std::string file = safetensors_bytes(two_tensors);
   const auto parsed = parse(file);
   ASSERT_TRUE(parsed) << parsed.status().to_string();
   ASSERT_EQ(parsed->tensors.size(), 2u);
@@ -90,7 +90,7 @@ TEST(Safetensors, EveryTypeOfTheFormat) {
 }
 
 TEST(Safetensors, TruncatedAnywhere) {
-  const std::string file = safetensors_bytes(kTwoTensors);
+  const std::string file = safetensors_bytes(two_tensors);
   for (size_t size = 0; size < file.size(); ++size) {
     const std::string shorter =
         file.substr(0, size);  // its own allocation, so that a sanitizer sees every read past the end
@@ -101,7 +101,7 @@ TEST(Safetensors, TruncatedAnywhere) {
 }
 
 TEST(Safetensors, EveryByteDamaged) {
-  const std::string file = safetensors_bytes(kTwoTensors);
+  const std::string file = safetensors_bytes(two_tensors);
   std::mt19937 random(20261124);
   for (size_t at = 0; at < file.size(); ++at) {
     for (int i = 0; i < 8; ++i) {
@@ -184,7 +184,7 @@ TEST(Safetensors, OverlapsAndGaps) {
 
 TEST(Checkpoint, SingleFile) {
   const TemporaryFolder folder;
-  folder.write("model.safetensors", safetensors_bytes(kTwoTensors));
+  folder.write("model.safetensors", safetensors_bytes(two_tensors));
   const auto checkpoint = Checkpoint::open(folder.path());
   ASSERT_TRUE(checkpoint) << checkpoint.status().to_string();
   ASSERT_NE(checkpoint->find("a"), nullptr);
@@ -207,8 +207,8 @@ TEST(Checkpoint, NothingToRead) {
 class Shards : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder.write("one.safetensors", safetensors_bytes(TensorMap{{"a", kTwoTensors.at("a")}}));
-    folder.write("two.safetensors", safetensors_bytes(TensorMap{{"b", kTwoTensors.at("b")}}));
+    folder.write("one.safetensors", safetensors_bytes(TensorMap{{"a", two_tensors.at("a")}}));
+    folder.write("two.safetensors", safetensors_bytes(TensorMap{{"b", two_tensors.at("b")}}));
   }
   Status open(const std::string& weight_map) {
     folder.write("model.safetensors.index.json", "{\"metadata\":{},\"weight_map\":" + weight_map + "}");
@@ -268,7 +268,8 @@ TEST(SafetensorsHeader, IsReadBack) {
   EXPECT_EQ(parsed->tensors.at("b").to_string(), "BF16[3]");
   EXPECT_EQ(std::string(reinterpret_cast<const char*>(parsed->tensors.at("a").data), 8), "aaaaAAAA");
   EXPECT_EQ(parsed->tensors.at("none").size_bytes, 0u);
-  EXPECT_EQ(safetensors_header({{"a", DType::f32, {1}}, {"a", DType::f32, {1}}}).status().code(), StatusCode::invalid_argument);
+  EXPECT_EQ(safetensors_header({{"a", DType::f32, {1}}, {"a", DType::f32, {1}}}).status().code(),
+            StatusCode::invalid_argument);
 }
 
 }  // namespace

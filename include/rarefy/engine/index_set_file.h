@@ -25,6 +25,7 @@ namespace rarefy {
 Expected<std::vector<LayerIndexSet>> load_index_sets(const std::filesystem::path& path, const std::vector<int32_t>& layers);
 
 // The bytes of a safetensors file with these sets, in parts, as they are handed to `write`.
-Status save_index_sets(const std::vector<LayerIndexSet>& sets, const std::function<Status(std::span<const std::byte>)>& write);
+Status save_index_sets(const std::vector<LayerIndexSet>& sets,
+                       const std::function<Status(std::span<const std::byte>)>& write);
 
 }  // namespace rarefy

@@ -28,7 +28,7 @@ struct LayerIndexSet {
 };
 
 struct ReplayOptions {
-  std::vector<int32_t> layers = {};  // of the capture; empty = all
+  std::vector<int32_t> layers = {};  // [num_replayed_layers] i32; of the capture; empty = all
   int32_t num_steps = 0;             // the first so many steps; 0 = all
   uint64_t seed = 0;                 // of token selection: seed, seed + 1, ... seed + num_seeds - 1
   int32_t num_seeds = 1;
