@@ -29,7 +29,7 @@ Budget budget_of(const Policy& base, double density, int32_t kv_len) {
 
 }  // namespace
 
-void LayerRung::add(const RunStats& stats, int32_t layer) {
+void LayerRung::add(const RunStats& stats, int32_t layer, int32_t num_kv_heads) {
   const auto at = static_cast<size_t>(layer);
   const LayerStats& one = stats.layers.at(at);
   traffic.add(one.traffic);
@@ -39,6 +39,13 @@ void LayerRung::add(const RunStats& stats, int32_t layer) {
   const QuantileSketch& error = stats.audit.layer_error[at];
   audited_count += error.count();
   audited_squares += error.mean_square() * static_cast<double>(error.count());
+  const size_t num_q_heads = stats.audit.head_error.size() / stats.audit.layer_error.size();
+  kv_head_squares.resize(static_cast<size_t>(num_kv_heads));
+  for (size_t head = 0; head < num_q_heads; ++head) {
+    const QuantileSketch& one_head = stats.audit.head_error[at * num_q_heads + head];
+    kv_head_squares[head * static_cast<size_t>(num_kv_heads) / num_q_heads] +=
+        one_head.mean_square() * static_cast<double>(one_head.count());
+  }
 }
 
 double LayerRung::audited_rms() const { return root(audited_squares, audited_count); }
@@ -53,6 +60,22 @@ std::vector<BudgetCurve> BudgetLadder::curves(ErrorSource source, int num_steps)
       points.push_back({densities[i], layer[i].traffic.bytes_ratio(), error * error});
     }
     result.push_back(make_curve(std::move(points), num_steps));
+  }
+  return result;
+}
+
+std::vector<BudgetCurve> BudgetLadder::kv_head_curves(int num_steps) const {
+  std::vector<BudgetCurve> result;
+  for (const std::vector<LayerRung>& layer : rungs) {
+    const size_t num_kv_heads = layer.front().kv_head_squares.size();
+    for (size_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
+      std::vector<BudgetPoint> points;
+      for (size_t i = 0; i < layer.size(); ++i) {
+        const double share = static_cast<double>(layer[i].audited_count) / static_cast<double>(num_kv_heads);
+        points.push_back({densities[i], layer[i].traffic.bytes_ratio(), layer[i].kv_head_squares[kv_head] / share});
+      }
+      result.push_back(make_curve(std::move(points), num_steps));
+    }
   }
   return result;
 }
@@ -112,6 +135,7 @@ void measure_passage(Engine& engine, const LadderOptions& options, const Passage
   Session context = engine.new_session();
   prefill(context, {passage.context.begin(), passage.context.end() - 1}, label);
   const auto kv_len = static_cast<int32_t>(passage.context.size());
+  if (options.channels != nullptr) options.channels->add(context, passage.continuation);
   ProgressBar bar(label + ", budgets");
   const auto steps = static_cast<int64_t>(passage.continuation.size());
   const auto total = static_cast<int64_t>(options.densities.size()) * steps;
@@ -127,7 +151,8 @@ void measure_passage(Engine& engine, const LadderOptions& options, const Passage
       input = next;
     }
     for (size_t layer = 0; layer < ladder.layers.size(); ++layer) {
-      ladder.rungs[layer][rung].add(session.stats(), ladder.layers[layer]);
+      ladder.rungs[layer][rung].add(session.stats(), ladder.layers[layer],
+                                    engine.model().config().num_kv_heads);
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "budget_allocation.h"
+#include "channel_importance.h"
 #include "passages.h"
 #include "rarefy/engine/session.h"
 
@@ -15,8 +16,9 @@ struct LayerRung {
   Traffic traffic;
   double audited_squares = 0.0, estimated_squares = 0.0;  // of relative output errors, per head and step
   int64_t audited_count = 0, estimated_count = 0;
+  std::vector<double> kv_head_squares;  // [num_kv_heads] f64; audited_squares by KV head
 
-  void add(const RunStats& stats, int32_t layer);
+  void add(const RunStats& stats, int32_t layer, int32_t num_kv_heads);
   double audited_rms() const;
   double estimated_rms() const;
 };
@@ -28,6 +30,7 @@ struct LadderOptions {
   std::vector<double> densities;  // [num_budgets] f64; ascending
   uint64_t seed = 0;
   bool audit = true;
+  ChannelImportance* channels = nullptr;  // nullable; takes in every passage
 };
 
 struct BudgetLadder {
@@ -37,6 +40,8 @@ struct BudgetLadder {
 
   // One curve per layer, for the errors of `source`.
   std::vector<BudgetCurve> curves(ErrorSource source, int num_steps) const;
+  // One curve per layer and KV head, for audited errors: what budgets per KV head, which policies do not have, could do.
+  std::vector<BudgetCurve> kv_head_curves(int num_steps) const;
 };
 
 // `count` densities in equal ratios that make sense at a context of `kv_len` tokens: from 0.25 % (at least 16 tokens) to 25 %.

@@ -26,7 +26,7 @@ constexpr int32_t kFewestContextTokens = 128;
 
 struct Flags {
   ModelFlags model;
-  std::string file, policy = "50x", source = "audited", output, set;
+  std::string file, policy = "50x", source = "audited", output, channels, set;
   double error = 0.0, bytes_ratio = 0.0;  // one of them
   int32_t context = 16384, steps = 128, chunks = 1, budgets = 12;
   bool json = false;
@@ -172,6 +172,9 @@ void write_json(Output& output, const Flags& flags, const BudgetLadder& ladder, 
   record["single_same_error_total"] = result.same_error_density;
   record["single_same_error_bytes_ratio"] = result.same_error.bytes_ratio;
   record["bytes_saved_share"] = 1.0 - result.choice.bytes_ratio / result.same_error.bytes_ratio;
+  if (flags.source == "audited") {
+    record["per_kv_head_bytes_ratio"] = least_bytes(ladder.kv_head_curves(kCurveSteps), result.choice.error).bytes_ratio;
+  }
   record["densities"] = ladder.densities;
   for (size_t layer = 0; layer < ladder.layers.size(); ++layer) {
     nlohmann::ordered_json one = {{"layer", ladder.layers[layer]}, {"total", result.densities[layer]}};
@@ -193,7 +196,8 @@ void run(Flags flags) {
   const LoadedModel loaded = load_model(flags.model);
   const ModelConfig& config = loaded.model->config();
   const Policy base = read_base(flags, config);
-  Output policy_output(flags.output);  // before the work: a place that cannot be written is known at once
+  // Before the work: a place that cannot be written is known at once.
+  Output policy_output(flags.output), channel_output(flags.channels);
   Output output;
   const std::vector<Passage> passages =
       read_passages({flags.file, flags.context, flags.steps, flags.chunks}, loaded.model->tokenizer());
@@ -210,7 +214,9 @@ void run(Flags flags) {
   ladder.layers = config.layers_of(LayerKind::full_attention);
   ladder.densities = ladder_densities(kv_len, flags.budgets);
   ladder.rungs.assign(ladder.layers.size(), std::vector<LayerRung>(ladder.densities.size()));
-  const LadderOptions options{base, ladder.densities, flags.model.seed, flags.source == "audited"};
+  ChannelImportance channels(config);
+  const LadderOptions options{base, ladder.densities, flags.model.seed, flags.source == "audited",
+                              flags.channels.empty() ? nullptr : &channels};
   for (size_t i = 0; i < passages.size(); ++i) {
     measure_passage(*engine, options, passages[i], fmt::format("passage {} of {}", i + 1, passages.size()), ladder);
   }
@@ -225,6 +231,10 @@ void run(Flags flags) {
   if (!flags.output.empty()) {
     policy_output.write(policy_file(flags, result, model, kv_len));
     policy_output.commit();
+  }
+  if (!flags.channels.empty()) {
+    channel_output.write(channels.to_json().dump() + "\n");
+    channel_output.commit();
   }
   output.commit();
 }
@@ -270,6 +280,9 @@ void add_calibrate(CLI::App& parent) {
   verb->add_option("--set", flags->set, "name of the text in JSON results (default: the file's name)")->type_name("NAME");
   verb->add_flag("--json", flags->json, "write one JSON object instead of the tables");
   verb->add_option("-o,--output", flags->output, "write the policy to this file")->type_name("FILE");
+  verb->add_option("--channels", flags->channels,
+                   "write the channels of each head by importance to this file, for Double Sparsity")
+      ->type_name("FILE");
   verb->callback([flags] { run(*flags); });
 }
 

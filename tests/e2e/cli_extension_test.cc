@@ -115,7 +115,7 @@ TEST_F(CliExtension, CalibrateWritesAPolicyThatEveryVerbTakes) {
   const std::vector<std::string> common = {"-f", file, "--context", "1024", "--steps", "12", "--chunks", "2", "--budgets", "5",
                                            "--policy", "50x index=q2", "-o", policy};
   std::vector<std::string> by_bytes = common;
-  by_bytes.insert(by_bytes.end(), {"--bytes-ratio", "0.3", "--json"});
+  by_bytes.insert(by_bytes.end(), {"--bytes-ratio", "0.3", "--json", "--channels", files_.path("channels.json")});
   const ProgramResult result = run("calibrate", by_bytes);
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const json record = json::parse(result.out);
@@ -129,6 +129,17 @@ TEST_F(CliExtension, CalibrateWritesAPolicyThatEveryVerbTakes) {
     ASSERT_EQ(layer.at("audited_error").size(), 5u);
     EXPECT_LT(layer.at("audited_error").at(4), layer.at("audited_error").at(0)) << "more tokens, less error";
     EXPECT_LT(layer.at("bytes_ratio").at(0), layer.at("bytes_ratio").at(4));
+  }
+  EXPECT_LE(record.at("per_kv_head_bytes_ratio").get<double>(), record.at("bytes_ratio").get<double>() + 1e-3);  // one KV head
+  const json channels = json::parse(files_.read("channels.json"));
+  EXPECT_EQ(channels.at("head_dim"), 64);
+  ASSERT_EQ(channels.at("layers").size(), 2u);
+  for (const json& layer : channels.at("layers")) {
+    ASSERT_EQ(layer.size(), 1u);
+    std::vector<int32_t> order = layer.at(0);
+    EXPECT_FALSE(std::is_sorted(order.begin(), order.end())) << "no order of importance";
+    std::sort(order.begin(), order.end());
+    for (int32_t channel = 0; channel < 64; ++channel) EXPECT_EQ(order.at(static_cast<size_t>(channel)), channel);
   }
   // The file is the resolved policy, with comments; and running it gives the bytes that were promised.
   EXPECT_TRUE(files_.read("out.policy").starts_with("# rarefy calibrate")) << files_.read("out.policy");
