@@ -49,10 +49,9 @@ def policy_text(selector, spend, sparsity):
 def sparsity_asked(text):
     """50 for "50x ..." and for "total=0.02 ..."; what a step reaches may differ (eps=, topp). None for a number of tokens."""
     word = text.split()[0]
-    if word.endswith("x"):
-        return float(word[:-1])
     total = next((float(part[6:]) for part in text.split() if part.startswith("total=")), 0)
-    return round(1 / total, 3) if 0 < total <= 1 else None
+    asked = float(word[:-1]) if word.endswith("x") else round(1 / total, 3) if 0 < total <= 1 else None
+    return int(asked) if asked and asked == int(asked) else asked
 
 
 def refusal(args, text):
