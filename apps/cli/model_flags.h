@@ -9,7 +9,7 @@
 #include "rarefy/engine/sampler.h"
 #include "rarefy/engine/session.h"
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): the library calls itself so
 class App;
 }
 

@@ -79,8 +79,8 @@ class Registry {
 };
 
 Registry& registry() {
-  static Registry instance;
-  return instance;
+  static auto* const instance = new Registry;  // never destroyed: what plugins registered lives as long as the process
+  return *instance;
 }
 
 Status check_shape(const SelectorShape& shape) {

@@ -18,7 +18,7 @@ std::string bytes_of(const std::vector<T>& numbers) {
 }
 
 void put(std::string& bytes, uint64_t value, int32_t count) {
-  for (int32_t i = 0; i < count; ++i) bytes += static_cast<char>(value >> (8 * i));
+  for (int32_t i = 0; i < count; ++i) bytes += static_cast<char>(i < 8 ? value >> (8 * i) : 0);
 }
 
 // As NumPy writes it: the header ends with a newline and data starts at a multiple of 64.
