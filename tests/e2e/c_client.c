@@ -5,24 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "c_check.h"
 #include "rarefy/rarefy.h"
 
 #define NUM_CONTEXT 300
-
-static int num_failures = 0;
-
-static void check(int ok, const char* what, int line) {
-  if (ok) return;
-  fprintf(stderr, "line %d: failed: %s (last error: %s)\n", line, what, rarefy_last_error());
-  ++num_failures;
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-/* What follows depends on it. */
-#define REQUIRE(condition)      \
-  do {                          \
-    CHECK(condition);           \
-    if (num_failures) return 1; \
-  } while (0)
 
 static int32_t count_chunks(int64_t done_tokens, int64_t total_tokens, void* user_data) {
   ++*(int*)user_data;

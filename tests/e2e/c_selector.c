@@ -5,24 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "c_check.h"
 #include "rarefy/rarefy.h"
 
 enum { NUM_CONTEXT = 300, BLOCK_TOKENS = 16 };
 
-static int num_failures = 0;
 static int num_alive = 0; /* selectors */
-
-static void check(int ok, const char* what, int line) {
-  if (ok) return;
-  fprintf(stderr, "line %d: failed: %s (last error: %s)\n", line, what, rarefy_last_error());
-  ++num_failures;
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-#define REQUIRE(condition)      \
-  do {                          \
-    CHECK(condition);           \
-    if (num_failures) return 1; \
-  } while (0)
 
 /* The first component of every key. */
 typedef struct first_component {

@@ -5,8 +5,10 @@
 
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace rarefy::testing {
 
@@ -37,6 +39,14 @@ class ScratchFolder {
  private:
   std::filesystem::path folder_;
 };
+
+// The objects of a text with one a line; throws where a line is not one.
+inline std::vector<nlohmann::json> json_lines(const std::string& text) {
+  std::vector<nlohmann::json> objects;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) objects.push_back(nlohmann::json::parse(line));
+  return objects;
+}
 
 // `num_bytes` of varied ASCII text, the same every time.
 inline std::string sample_text(size_t num_bytes) {

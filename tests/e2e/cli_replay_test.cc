@@ -47,10 +47,7 @@ class CliReplay : public ::testing::Test {
     arguments.insert(arguments.end(), {"-t", "1", "--json"});
     const ProgramResult result = run_program(arguments);
     EXPECT_EQ(result.exit_code, 0) << result.err;
-    std::vector<json> lines;
-    std::istringstream text(result.out);
-    for (std::string line; std::getline(text, line);) lines.push_back(json::parse(line));
-    return lines;
+    return json_lines(result.out);
   }
   static void expect_refused(const ProgramResult& result, int exit_code, const std::string& part) {
     EXPECT_EQ(result.exit_code, exit_code) << result.err;

@@ -25,10 +25,7 @@ class CliVerbs : public ::testing::Test {
     more.push_back("--json");
     const ProgramResult result = run(verb, more);
     EXPECT_EQ(result.exit_code, 0) << result.err;
-    std::vector<json> lines;
-    std::istringstream text(result.out);
-    for (std::string line; std::getline(text, line);) lines.push_back(json::parse(line));
-    return lines;
+    return json_lines(result.out);
   }
 
   TinyCheckpoint checkpoint_;
