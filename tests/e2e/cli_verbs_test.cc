@@ -148,9 +148,7 @@ TEST(CliModels, GiveBenchmarksTheirShapes) {
       run_program({"bench", "attention", "--case", "model=Qwen3.5-0.8B kv_len=256", "--repeats", "3", "-t", "1", "--json"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   bool any = false;
-  std::istringstream lines(result.out);
-  for (std::string line; std::getline(lines, line);) {
-    const json record = json::parse(line);
+  for (const json& record : json_lines(result.out)) {
     if (record.value("op", "") != "dense_decode") continue;
     any = true;
     EXPECT_EQ(record.at("num_q_heads"), 8);
