@@ -28,14 +28,14 @@ TEST(CudaSplits, CoverEveryListExactlyAndStayWithinCapacity) {
   for (int32_t n = 1; n <= 200000; ++n) {
     const int32_t tokens = cuda::split_tokens(n), splits = cuda::num_splits(n);
     most = std::max(most, splits);
-    ASSERT_EQ(tokens % 16, 0) << n;
+    ASSERT_EQ(tokens % cuda::kSmallSplit, 0) << n << ": a step for each warp";
     ASSERT_GE(static_cast<int64_t>(splits) * tokens, n) << n;
     ASSERT_LT(static_cast<int64_t>(splits - 1) * tokens, n) << n << ": the last split is empty";
     ASSERT_LE(most, cuda::max_splits(n)) << n << ": a workspace for n tokens must hold every shorter list";
     ASSERT_LE(splits, cuda::kMaxSplits) << n;
   }
   EXPECT_EQ(cuda::num_splits(0), 1);  // an empty list has a block that writes zeros
-  EXPECT_LE(cuda::ceil_div(cuda::kMaxSplits, cuda::kMergeGroup), cuda::kMergeGroup) << "two levels of merging are enough";
+  EXPECT_LE(cuda::kMaxSplits, 64) << "a lane of the merging warp has two parts";
 }
 
 struct Refusal {

@@ -60,7 +60,7 @@ class CudaDecode final : public DecodeKernel {
     const int64_t rows = lists * split_capacity_ *
                          std::max(plain_.num_blocks * plain_.per_block,
                                   certified_.num_blocks * certified_.per_block * (op == DecodeOp::sparse ? 2 : 1));
-    counters_bytes_ = round_up(static_cast<std::size_t>(blocks * kCountersPerList) * sizeof(int32_t));
+    counters_bytes_ = round_up(static_cast<std::size_t>(blocks) * sizeof(int32_t));
     stats_bytes_ = round_up(static_cast<std::size_t>(rows * 4) * sizeof(float));
     sums_bytes_ = round_up(static_cast<std::size_t>(rows * problem.head_dim) * sizeof(float));
   }
@@ -113,6 +113,7 @@ class CudaDecode final : public DecodeKernel {
     launch.slots = columns.slots;
     launch.batch = args.batch;
     launch.overlap = overlap_;
+    launch.num_multiprocessors = num_multiprocessors_;
     DecodeParams& p = launch.params;
     p.q = args.q;
     p.keys = static_cast<const char*>(args.kv.keys);

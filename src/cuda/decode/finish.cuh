@@ -7,8 +7,8 @@
 
 #include <cmath>
 
+#include "cuda/decode/attend.cuh"
 #include "cuda/decode/params.h"
-#include "cuda/decode/stage.cuh"
 #include "cuda/decode/traits.cuh"
 #include "cuda/device/ptx.cuh"
 #include "rarefy/core/dtype.h"
@@ -16,14 +16,26 @@
 namespace rarefy::cuda {
 
 template <typename T>
-struct Running;
-
-template <typename T>
 struct alignas(16) Combine {
   static constexpr int kStride = T::kHeadDim + 4;  // the pad spreads slots over the banks
   float sums[T::kWarps][T::kSlots][kStride];
   float maximum[T::kWarps][T::kSlots], total[T::kWarps][T::kSlots], norms[T::kWarps][T::kSlots];
-  int last;  // whether the block arrived last
+};
+
+// Shared memory of a block; the warps' rings follow, p.num_stages stages each. Once the rows of a split are read, the rings' memory holds
+// what the warps combine, and then what the block merges.
+template <typename T>
+struct Shared {
+  alignas(16) char queries[T::kSlots][T::kQueryStride];  // one row of q for each slot
+  int last;                                              // whether the block arrived last
+
+  static constexpr int bytes(int num_stages) {
+    return static_cast<int>(sizeof(Shared) + T::kWarps * num_stages * sizeof(Stage<T>));
+  }
+  __device__ Stage<T>* ring(const DecodeParams& p, int warp) {  // [num_stages]
+    return reinterpret_cast<Stage<T>*>(this + 1) + warp * p.num_stages;
+  }
+  __device__ Combine<T>& combine() { return *reinterpret_cast<Combine<T>*>(this + 1); }
 };
 
 // One column's result over some tokens, held by one warp: lane l has dims l * kEach .. + kEach - 1.
@@ -112,6 +124,10 @@ struct PartRow {
     stats = p.part_stats + row * 4;
     sums = p.part_sums + row * T::kHeadDim;
   }
+  // From the sums of one split to those of the next, in f32.
+  static __device__ int64_t stride(const DecodeParams& p) {
+    return static_cast<int64_t>(p.columns_per_block) * (T::kCertificates ? 2 : 1) * T::kHeadDim;
+  }
 };
 
 template <typename T>
@@ -119,167 +135,180 @@ __device__ void store_part(const DecodeParams& p, const Place& place, int split,
   constexpr int kEach = ColumnPart<T>::kEach;
   const int lane = threadIdx.x % 32;
   const PartRow<T> row(p, place, split, column);
-  if (lane == 0) row.stats[0] = part.maximum, row.stats[1] = part.total;
+  if (lane == 0) *reinterpret_cast<float4*>(row.stats) = {part.maximum, part.total, 0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < kEach; ++i) row.sums[lane * kEach + i] = part.sums[i];
   if constexpr (!T::kCertificates) return;
   const PartRow<T> variance(p, place, split, p.columns_per_block + column);
-  if (lane == 0) variance.stats[1] = part.variance_total, variance.stats[2] = part.variance_norms;
+  if (lane == 0) *reinterpret_cast<float4*>(variance.stats) = {0.0f, part.variance_total, part.variance_norms, 0.0f};
 #pragma unroll
   for (int i = 0; i < kEach; ++i) variance.sums[lane * kEach + i] = part.variance_sums[i];
 }
 
-// This lane's dims of kAtOnce rows at a time, so that their loads are under way together.
+// The sums of a slot's parts on their way to a warp's shared memory, up to kAtOnce at a time, and their sum in ascending order.
 template <typename T>
 struct PartRows {
-  static constexpr int kEach = ColumnPart<T>::kEach, kAtOnce = 32 / kEach;
-  float values[kAtOnce][kEach];
+  static constexpr int kEach = ColumnPart<T>::kEach, kPieces = T::kHeadDim / 4;  // of 16 bytes
+  static constexpr int kFit = T::kStages * sizeof(Stage<T>) / (T::kHeadDim * 4), kAtOnce = kFit < 32 ? kFit / 16 * 16 : 32;
+  static_assert(kAtOnce * T::kHeadDim * 4 <= T::kStages * sizeof(Stage<T>));
 
-  // Parts first + stride * k for k = begin, begin + 1, ... below count.
-  __device__ void load(const DecodeParams& p, const Place& place, int first, int stride, int begin, int count, int slot) {
-#pragma unroll
-    for (int a = 0; a < kAtOnce; ++a) {
-      if (begin + a >= count) break;
-      const float* row =
-          PartRow<T>(p, place, first + (begin + a) * stride, slot).sums + threadIdx.x % 32 * kEach;  // [kEach] f32
-#pragma unroll
-      for (int i = 0; i < kEach; i += 2) {
-        const float2 two = __ldcg(reinterpret_cast<const float2*>(row + i));
-        values[a][i] = two.x, values[a][i + 1] = two.y;
-      }
+  static __device__ __forceinline__ void start(const DecodeParams& p, const Place& place, int begin, int end, int slot,
+                                               uint32_t memory) {
+    const float* from = PartRow<T>(p, place, begin, slot).sums;  // [splits, stride]; f32
+    const int64_t stride = PartRow<T>::stride(p);
+    const int pieces = min(kAtOnce, end - begin) * kPieces;
+#pragma unroll 4
+    for (int i = threadIdx.x % 32; i < pieces; i += 32) {
+      copy_16(memory + i * 16, from + i / kPieces * stride + i % kPieces * 4);
     }
+    commit_copies();
   }
-  // sums += factor times row; lane k holds the factor of part k.
-  __device__ void add_to(float (&sums)[kEach], float lane_factor, int begin, int count) const {
+  // Lane k has the factors of parts k and k + 32.
+  static __device__ __forceinline__ void add(int begin, int end, const float (&factors)[2], const float* memory,
+                                             float (&sums)[kEach]) {  // memory [kAtOnce, head_dim] f32
+    wait_for_copies<0>();
+    __syncwarp();
+    const int count = min(kAtOnce, end - begin);
+#pragma unroll 2
+    for (int a = 0; a < count; ++a) {
+      const float factor = __shfl_sync(0xffffffffu, begin < 32 ? factors[0] : factors[1], (begin + a) % 32);
+      const float* row = memory + a * T::kHeadDim + threadIdx.x % 32 * kEach;  // [kEach] f32
 #pragma unroll
-    for (int a = 0; a < kAtOnce; ++a) {
-      if (begin + a >= count) break;
-      const float factor = __shfl_sync(0xffffffffu, lane_factor, begin + a);
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) sums[i] = fmaf(factor, values[a][i], sums[i]);
+      for (int i = 0; i < kEach; ++i) sums[i] = fmaf(factor, row[i], sums[i]);
     }
+    __syncwarp();
   }
 };
 
-// Merges `count` <= kMergeGroup parts of every column. Then either writes the results or stores them as part `first`.
+// Merges the parts of a column. The warp's ring is free.
 template <typename T>
-__device__ __forceinline__ void merge_parts(const DecodeParams& p, const Place& place, int kv_head, int first, int stride,
-                                            int count, bool final) {
+__device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Place& place, int num_splits, int column,
+                                                     const Stage<T>* ring) {  // ring [num_stages]
+  using Rows = PartRows<T>;
+  const uint32_t address = shared_address(ring);
+  const float* memory = reinterpret_cast<const float*>(ring);  // [kAtOnce, head_dim] f32
   const int lane = threadIdx.x % 32;
-  for (int column = threadIdx.x / 32; column < place.num_columns; column += T::kWarps) {
-    ColumnPart<T> part;
-    PartRows<T> rows;
-    float maximum = -INFINITY, total = 0.0f, variance_total = 0.0f, variance_norms = 0.0f;
-    if (lane < count) {
-      const PartRow<T> row(p, place, first + lane * stride, column);
-      maximum = __ldcg(row.stats), total = __ldcg(row.stats + 1);
-      if constexpr (T::kCertificates) {
-        const PartRow<T> variance(p, place, first + lane * stride, p.columns_per_block + column);
-        variance_total = __ldcg(variance.stats + 1), variance_norms = __ldcg(variance.stats + 2);
-      }
-    }
-    rows.load(p, place, first, stride, 0, count, column);
-    part.maximum = warp_max(maximum);
-    const float factor = rescale(maximum, part.maximum), squared = factor * factor;
-    part.total = warp_sum(factor * total);
-    rows.add_to(part.sums, factor, 0, count);
-    for (int begin = PartRows<T>::kAtOnce; begin < count; begin += PartRows<T>::kAtOnce) {
-      rows.load(p, place, first, stride, begin, count, column);
-      rows.add_to(part.sums, factor, begin, count);
-    }
+  Rows::start(p, place, 0, num_splits, column, address);
+  float4 stats[2], variance[2] = {};
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    stats[h] = {-INFINITY, 0.0f, 0.0f, 0.0f};
+    const int split = lane + 32 * h;
+    if (split >= num_splits) continue;
+    stats[h] = __ldcg(reinterpret_cast<const float4*>(PartRow<T>(p, place, split, column).stats));
     if constexpr (T::kCertificates) {
-      part.variance_total = warp_sum(squared * variance_total);
-      part.variance_norms = warp_sum(squared * variance_norms);
-      for (int begin = 0; begin < count; begin += PartRows<T>::kAtOnce) {
-        rows.load(p, place, first, stride, begin, count, p.columns_per_block + column);
-        rows.add_to(part.variance_sums, squared, begin, count);
-      }
-    }
-    if (final) {
-      write_column<T>(p, place, kv_head, column, part);
-    } else {
-      store_part<T>(p, place, first, column, part);
+      variance[h] =
+          __ldcg(reinterpret_cast<const float4*>(PartRow<T>(p, place, split, p.columns_per_block + column).stats));
     }
   }
-}
-
-// True in the block that arrives last of `expected`; sees what the others wrote before they arrived. Leaves the counter at 0.
-template <typename T>
-__device__ bool arrive_last(int32_t* counter, int expected, Combine<T>& combine) {  // counter [1] i32
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    combine.last = arrive(counter) == expected - 1 ? 1 : 0;
-    if (combine.last != 0) *counter = 0;
+  ColumnPart<T> merged;
+  merged.maximum = warp_max(fmaxf(stats[0].x, stats[1].x));
+  float factors[2] = {rescale(stats[0].x, merged.maximum), rescale(stats[1].x, merged.maximum)};
+  merged.total = warp_sum(factors[0] * stats[0].y + factors[1] * stats[1].y);
+  const auto add_all = [&](int slot, float(&sums)[Rows::kEach], bool started) {
+#pragma unroll 1
+    for (int begin = 0; begin < num_splits; begin += Rows::kAtOnce) {
+      if (!started) Rows::start(p, place, begin, num_splits, slot, address);
+      Rows::add(begin, num_splits, factors, memory, sums);
+      started = false;
+    }
+  };
+  add_all(column, merged.sums, true);
+  if constexpr (T::kCertificates) {
+    factors[0] *= factors[0], factors[1] *= factors[1];
+    merged.variance_total = warp_sum(factors[0] * variance[0].y + factors[1] * variance[1].y);
+    merged.variance_norms = warp_sum(factors[0] * variance[0].z + factors[1] * variance[1].z);
+    add_all(p.columns_per_block + column, merged.variance_sums, false);
   }
-  __syncthreads();
-  return combine.last != 0;
+  return merged;
 }
 
+// Puts a warp's running sums into shared memory.
 template <typename T>
-__device__ void finish_split(const DecodeParams& p, const Work& work, int split, Running<T>& run, Combine<T>& combine) {
+__device__ __forceinline__ void store_running(const Running<T>& run, int num_columns, Combine<T>& combine) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
 #pragma unroll
   for (int n = 0; n < T::kColumnTiles; ++n) {
-    const auto over_tokens = [](float value) {
-      value += __shfl_xor_sync(0xffffffffu, value, 1);
-      return value + __shfl_xor_sync(0xffffffffu, value, 2);
-    };
-    const float total = over_tokens(run.total[n]), norms = T::kCertificates ? over_tokens(run.norms[n]) : 0.0f;
-    if (c == 0) {
-      combine.maximum[warp][n * 8 + g] = run.maximum[n];
-      combine.total[warp][n * 8 + g] = total;
-      combine.norms[warp][n * 8 + g] = norms;
+    if constexpr (T::kCertificates) {
+      float norms = run.norms[n];
+      norms += __shfl_xor_sync(0xffffffffu, norms, 1);
+      norms += __shfl_xor_sync(0xffffffffu, norms, 2);
+      if (c == 0) combine.norms[warp][n * 8 + g] = norms;
     }
 #pragma unroll
-    for (int tile = 0; tile < T::kDimTiles; ++tile) {
-      constexpr int kWords = T::kValueElements / 2;
-      const int dim = tile / kWords * 8 * T::kValueElements + g * T::kValueElements + tile % kWords * 2;
-      float* even = &combine.sums[warp][n * 8 + 2 * c][dim];     // [2] f32
-      float* odd = &combine.sums[warp][n * 8 + 2 * c + 1][dim];  // [2] f32
-      *reinterpret_cast<float2*>(even) = {run.sums[tile][n][0], run.sums[tile][n][2]};
-      *reinterpret_cast<float2*>(odd) = {run.sums[tile][n][1], run.sums[tile][n][3]};
-    }
-  }
-  __syncthreads();
-
-  constexpr float kUnscale = 1.0f / T::kWeightScale;
-  constexpr int kEach = ColumnPart<T>::kEach;
-  for (int column = warp; column < work.place.num_columns; column += T::kWarps) {
-    const int variance = T::kColumns % T::kSlots + column;
-    ColumnPart<T> part;
+    for (int e = 0; e < 2; ++e) {
+      const int slot = n * 8 + 2 * c + e;
+      float total = run.total[n][e];
 #pragma unroll
-    for (int w = 0; w < T::kWarps; ++w) part.maximum = fmaxf(part.maximum, combine.maximum[w][column]);
+      for (int lanes = 4; lanes < 32; lanes *= 2) total += __shfl_xor_sync(0xffffffffu, total, lanes);
+      if (g == 0) combine.maximum[warp][slot] = run.maximum[n][e], combine.total[warp][slot] = total;
+      if (slot % T::kColumns >= num_columns) continue;
+      float* row = combine.sums[warp][slot];  // [head_dim] f32
 #pragma unroll
-    for (int w = 0; w < T::kWarps; ++w) {
-      const float factor = rescale(combine.maximum[w][column], part.maximum) * kUnscale;
-      part.total += factor * combine.total[w][column];
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) part.sums[i] += factor * combine.sums[w][column][lane * kEach + i];
-      if constexpr (T::kCertificates) {
-        const float squared = factor * factor * T::kWeightScale;
-        part.variance_total += squared * combine.total[w][variance];
-        part.variance_norms += squared * combine.norms[w][variance];
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) part.variance_sums[i] += squared * combine.sums[w][variance][lane * kEach + i];
+      for (int tile = 0; tile < T::kDimTiles; ++tile) {
+        if constexpr (T::kKvBytes == 2) {
+          row[tile * 16 + g] = run.sums[tile][n][e], row[tile * 16 + g + 8] = run.sums[tile][n][e + 2];
+        } else {
+          *reinterpret_cast<float2*>(row + tile * 16 + 2 * g) = {run.sums[tile][n][e], run.sums[tile][n][e + 2]};
+        }
       }
     }
-    if (work.extent.num_splits == 1) {
-      write_column<T>(p, work.place, work.kv_head, column, part);
-    } else {
-      store_part<T>(p, work.place, split, column, part);
+  }
+}
+
+// A column's sums of all warps.
+template <typename T>
+__device__ __forceinline__ ColumnPart<T> combine_warps(const Combine<T>& combine, int column) {
+  constexpr float kUnscale = 1.0f / T::kWeightScale;
+  constexpr int kEach = ColumnPart<T>::kEach;
+  const int lane = threadIdx.x % 32, variance = T::kColumns % T::kSlots + column;
+  ColumnPart<T> part;
+#pragma unroll
+  for (int w = 0; w < T::kWarps; ++w) part.maximum = fmaxf(part.maximum, combine.maximum[w][column]);
+#pragma unroll
+  for (int w = 0; w < T::kWarps; ++w) {
+    const float factor = rescale(combine.maximum[w][column], part.maximum) * kUnscale;
+    part.total += factor * combine.total[w][column];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) part.sums[i] += factor * combine.sums[w][column][lane * kEach + i];
+    if constexpr (T::kCertificates) {
+      const float squared = factor * factor * T::kWeightScale;
+      part.variance_total += squared * combine.total[w][variance];
+      part.variance_norms += squared * combine.norms[w][variance];
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) part.variance_sums[i] += squared * combine.sums[w][variance][lane * kEach + i];
     }
   }
-  if (work.extent.num_splits == 1) return;
+  return part;
+}
 
-  const int group = split / kMergeGroup, num_groups = ceil_div(work.extent.num_splits, kMergeGroup);
-  int32_t* counters = p.counters + (work.place.list_row * p.num_column_blocks + work.place.column_block) *
-                                       kCountersPerList;  // [kCountersPerList] i32
-  int first = group * kMergeGroup, stride = 1, count = min(kMergeGroup, work.extent.num_splits - group * kMergeGroup);
-  if (!arrive_last<T>(counters + group, count, combine)) return;
-  for (bool final = num_groups == 1;; final = true) {
-    merge_parts<T>(p, work.place, work.kv_head, first, stride, count, final);
-    if (final || !arrive_last<T>(counters + kCountersPerList - 1, num_groups, combine)) return;
-    first = 0, stride = kMergeGroup, count = num_groups;
+// Writes the results of a list of one split. Stores the part of one of several; the block that is last then merges all of them.
+template <typename T>
+__device__ __forceinline__ void finish_split(const DecodeParams& p, const Work& work, int split, const Running<T>& run,
+                                             Shared<T>& shared) {
+  const int warp = threadIdx.x / 32, num_splits = work.extent.num_splits;
+  const Place& place = work.place;
+  store_running<T>(run, place.num_columns, shared.combine());
+  __syncthreads();
+  for (int column = warp; column < place.num_columns; column += T::kWarps) {
+    const ColumnPart<T> part = combine_warps<T>(shared.combine(), column);
+    if (num_splits == 1) {
+      write_column<T>(p, place, work.kv_head, column, part);
+    } else {
+      store_part<T>(p, place, split, column, part);
+    }
+  }
+  if (num_splits == 1) return;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int32_t* counter = p.counters + place.list_row * p.num_column_blocks + place.column_block;  // [1] i32
+    shared.last = arrive(counter) == num_splits - 1 ? 1 : 0;
+    if (shared.last != 0) *counter = 0;  // for the next run
+  }
+  __syncthreads();
+  if (shared.last == 0) return;
+  for (int column = warp; column < place.num_columns; column += T::kWarps) {
+    write_column<T>(p, place, work.kv_head, column, merge_parts<T>(p, place, num_splits, column, shared.ring(p, warp)));
   }
 }
 

@@ -9,18 +9,24 @@ namespace rarefy::cuda {
 
 template <typename T>
 cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
+  DecodeParams p = launch.params;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(launch.grid_splits),
-                        static_cast<unsigned>(launch.params.num_lists * launch.params.num_column_blocks),
+  config.gridDim = dim3(static_cast<unsigned>(launch.grid_splits), static_cast<unsigned>(p.num_lists * p.num_column_blocks),
                         static_cast<unsigned>(launch.batch));
   config.blockDim = dim3(T::kThreads);
   config.stream = stream;
+  // A stage more where there are no more blocks than multiprocessors; two blocks still fit, this kernel's and the next one's.
+  const int64_t blocks = int64_t{config.gridDim.x} * config.gridDim.y * config.gridDim.z;
+  p.num_stages = blocks <= launch.num_multiprocessors ? T::kStages + 1 : T::kStages;
+  config.dynamicSmemBytes = static_cast<size_t>(Shared<T>::bytes(p.num_stages));
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
   config.numAttrs = launch.overlap ? 1 : 0;
-  return cudaLaunchKernelEx(&config, decode_kernel<T>, launch.params);
+  const cudaError_t error = cudaFuncSetAttribute(decode_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 static_cast<int>(config.dynamicSmemBytes));
+  return error != cudaSuccess ? error : cudaLaunchKernelEx(&config, decode_kernel<T>, p);
 }
 
 template <int kHeadDim, int kKvBytes, bool kBf16, int kColumnTiles>

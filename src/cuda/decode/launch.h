@@ -12,6 +12,7 @@ struct DecodeLaunch {
   DecodeParams params;
   int32_t head_dim = 0, slots = 8;  // slots of a block: 8 or 16
   int32_t grid_splits = 1, batch = 1;
+  int32_t num_multiprocessors = 1;
   bool certificates = false;  // half of the slots for the variances
   bool overlap = false;       // programmatic dependent launch (sm_90)
 };

@@ -1,8 +1,8 @@
 // What the decode kernel is launched with, and how a list is cut into splits: one rule for host and device.
 //
 // A list of n tokens (or all kv_len tokens) is cut into splits of split_tokens(n) tokens each. The cut depends on n alone, never
-// on the batch or the device, so a request gives the same bits in any company. Blocks attend to one split each; partial results
-// merge in groups of kMergeGroup, in ascending order, by whichever block finishes a group last.
+// on the batch or the device, so a request gives the same bits in any company. Blocks attend to one split each; whichever
+// block of a list is last merges the parts, in ascending order.
 #pragma once
 
 #include <cstdint>
@@ -15,29 +15,22 @@
 
 namespace rarefy::cuda {
 
-inline constexpr int32_t kMergeGroup = 16;
-inline constexpr int32_t kMaxSplits = 64;
-inline constexpr int32_t kSmallSplit = 64;   // tokens: below 16 of these, more blocks beat longer ones
-inline constexpr int32_t kLargeSplit = 256;  // tokens: beyond, a block's start-up no longer matters
+inline constexpr int32_t kMaxSplits = 48;
+inline constexpr int32_t kSmallSplit = 64;  // tokens: a step of 16 for each of four warps
 
 RAREFY_HOST_DEVICE constexpr int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-// Tokens in every split of a list of n > 0 tokens but the last: a multiple of 16, the rows of one matrix instruction.
+// Into how many splits a list of n tokens is cut at most. 132 multiprocessors hold 396 blocks: 48 splits of 8 lists are about as many,
+// or 12 splits of 32 lists; more than 12 splits of a short list spend more on starting and merging than they save on rows.
+RAREFY_HOST_DEVICE constexpr int32_t wanted_splits(int32_t n) { return n <= 4096 ? 12 : n <= 8192 ? 24 : kMaxSplits; }
+// Tokens in every split of a list of n > 0 tokens but the last.
 RAREFY_HOST_DEVICE constexpr int32_t split_tokens(int32_t n) {
-  const int32_t wanted = n <= kMergeGroup * kSmallSplit   ? kSmallSplit
-                         : n <= kMergeGroup * kLargeSplit ? ceil_div(n, kMergeGroup)
-                         : n <= kMaxSplits * kLargeSplit  ? kLargeSplit
-                                                          : ceil_div(n, kMaxSplits);
-  return (wanted + 15) / 16 * 16;
+  return n <= 12 * kSmallSplit ? kSmallSplit : ceil_div(n, wanted_splits(n) * kSmallSplit) * kSmallSplit;
 }
 RAREFY_HOST_DEVICE constexpr int32_t num_splits(int32_t n) { return n <= 0 ? 1 : ceil_div(n, split_tokens(n)); }
-// The most splits that any list of at most n tokens has (num_splits is not monotonic where lengths round up to 16).
+// The most splits that any list of at most n tokens has.
 RAREFY_HOST_DEVICE constexpr int32_t max_splits(int32_t n) {
-  return n <= kMergeGroup * kLargeSplit          ? (n <= 0                                   ? 1
-                                                    : ceil_div(n, kSmallSplit) < kMergeGroup ? ceil_div(n, kSmallSplit)
-                                                                                             : kMergeGroup)
-         : ceil_div(n, kLargeSplit) < kMaxSplits ? ceil_div(n, kLargeSplit)
-                                                 : kMaxSplits;
+  return n <= 4096 ? (n <= 12 * kSmallSplit ? num_splits(n) : 12) : n <= 8192 ? 24 : kMaxSplits;
 }
 
 // First bytes of a workspace: what check() reports. Zero when all is well.
@@ -78,15 +71,14 @@ struct DecodeParams {
   float* rel_std;                                // [batch, num_queries, num_q_heads] f32; nullable
   float* out_rel_std;                            // [batch, num_queries, num_q_heads] f32; nullable
   ErrorRecord* error;                            // not a tensor
-  int32_t* counters;  // [batch, num_lists, num_column_blocks, counters_per_list] i32; zero between runs
+  int32_t* counters;                             // [batch, num_lists, num_column_blocks] i32; zero between runs
   float* part_stats;  // [batch, num_lists, num_column_blocks, split_capacity, slots, 4] f32; maximum, sum, norms, unused
   float* part_sums;   // [batch, num_lists, num_column_blocks, split_capacity, slots, head_dim] f32
   int32_t full_split_tokens;     // split_tokens(max_selected), and three more numbers for prefetching:
   int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
   int32_t prefetch_sequences;    // about as many sequences are worked on at a time
+  int32_t num_stages;            // of each warp's ring
   int32_t split_capacity;        // splits that the workspace has room for, per list
 };
-
-inline constexpr int32_t kCountersPerList = kMaxSplits / kMergeGroup + 1;
 
 }  // namespace rarefy::cuda

@@ -23,27 +23,40 @@ __device__ __forceinline__ void allow_next_kernel() {
 #endif
 }
 
-// kBytes (8 or 16) that no kernel writes while this one runs, read once: kept out of the L1 cache. kRowBytes of the row are
-// contiguous and all wanted, so that DRAM may fetch up to 256 of them at once.
-template <int kBytes, int kRowBytes>
-__device__ __forceinline__ void load_streaming(uint32_t (&to)[kBytes / 4],
-                                               const char* address) {  // address [kBytes] bytes; aligned
-  static_assert(kBytes == 16 || kBytes == 8);
-  if constexpr (kBytes == 8) {
-    asm volatile("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(address));
-  } else if constexpr (kRowBytes >= 256) {
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "l"(address));
+// Starts a copy of 16 bytes from device to shared memory past the L1 cache; zeros if not `wanted`, and then nothing is read. kRowBytes
+// of the row are contiguous and all wanted, so that DRAM may fetch up to 256 of them at once.
+template <int kRowBytes>
+__device__ __forceinline__ void copy_16(uint32_t to, const char* from, bool wanted,
+                                        uint64_t policy) {  // from [16] bytes; aligned
+  const int bytes = wanted ? 16 : 0;
+  if constexpr (kRowBytes >= 256) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+                 "r"(bytes), "l"(policy)
+                 : "memory");
   } else if constexpr (kRowBytes >= 128) {
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "l"(address));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+                 "r"(bytes), "l"(policy)
+                 : "memory");
   } else {
-    asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "l"(address));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes),
+                 "l"(policy)
+                 : "memory");
   }
+}
+__device__ __forceinline__ void copy_16(uint32_t to, const void* from) {  // from [16] bytes; aligned
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+// For what is read once: leaves the L2 cache first.
+__device__ __forceinline__ uint64_t evict_first() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+// Ends a group of copies of this thread. wait_for_copies waits for all groups but the last kLater.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLater>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLater) : "memory");
 }
 
 // Brings a line into the L2 cache. Reads nothing into the kernel: what is written later is seen by later loads all the same.
@@ -59,21 +72,40 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {  // no
 }
 __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
   uint32_t value;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address));
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
   return value;
 }
 __device__ __forceinline__ uint2 load_shared2(uint32_t address) {  // 8-byte aligned
   uint2 value;
-  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address) : "memory");
   return value;
 }
-// Volatile: read again at every use, where the assembler would otherwise keep a loop's worth of values in registers.
-__device__ __forceinline__ uint4 load_shared4_again(uint32_t address) {  // 16-byte aligned
+__device__ __forceinline__ void store_shared(uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
+// Four matrices of 8 x 8 16-bit elements (or 8 rows of 16 bytes); lane l gives the address of row l % 8 of matrix l / 8. Lane (g, c)
+// gets elements 2c, 2c + 1 of row g of each; transposed: of column g, from rows 2c, 2c + 1.
+__device__ __forceinline__ uint4 load_matrices(uint32_t address) {
   uint4 value;
-  asm volatile("ld.volatile.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "r"(address));
+               : "r"(address)
+               : "memory");
   return value;
+}
+__device__ __forceinline__ uint4 load_matrices_transposed(uint32_t address) {
+  uint4 value;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address)
+               : "memory");
+  return value;
+}
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t value) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(value));
+  return result;
 }
 
 // One more arrival at a counter in device memory: what this thread (and, after a barrier, its block) wrote before is visible to
@@ -104,6 +136,12 @@ __device__ __forceinline__ float exp2_approximate(float x) {  // 2 ulp; exp2(-in
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// Within 4e-7 of tanh, absolute; in six instructions, where tanhf has more than the rest of a step.
+__device__ __forceinline__ float tanh_approximate(float x) {
+  constexpr float kTwoLog2E = 2.8853900817779268f;
+  return 1.0f - __fdividef(2.0f, exp2_approximate(x * kTwoLog2E) + 1.0f);
 }
 
 // Two floats rounded to 16-bit elements, the first in the low half.

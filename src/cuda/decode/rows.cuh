@@ -1,0 +1,163 @@
+// A warp's way from list entries to rows in shared memory. Ids, page table entries and rows of three different places of the list are
+// under way at the same time, so that none waits for another once the first have come. Rows go to a ring of p.num_stages stages that no
+// other warp touches. Everything that comes from device memory is checked here: what does not fit becomes zeros under weight 0.
+#pragma once
+
+#include <cmath>
+
+#include "cuda/decode/traits.cuh"
+#include "cuda/decode/work.cuh"
+#include "cuda/device/ptx.cuh"
+
+namespace rarefy::cuda {
+
+// What a step attends to: 16 tokens.
+template <typename T>
+struct alignas(16) Stage {
+  char keys[T::kStepTokens][T::kRowStride], values[T::kStepTokens][T::kRowStride];
+  float log2_weight[T::kStepTokens];                     // log weight in log2 units; -inf for what fills the step up
+  float missing[T::kCertificates ? T::kStepTokens : 4];  // 1 - inclusion probability
+  int token[T::kStepTokens];                             // token id; with several queries
+};
+
+template <typename T>
+class Rows {
+ public:
+  // What needs no memory, before the kernel's wait.
+  __device__ __forceinline__ Rows(const DecodeParams& p, const Place& place, int kv_head, uint32_t ring) : ring_(ring) {
+    constexpr int kPieces = T::kRowBytes / 16;
+    to_ = static_cast<uint32_t>(lane() / kPieces * T::kRowStride + lane() % kPieces * 16);
+    keys_ = p.keys + kv_head * p.head_bytes + lane() % kPieces * 16;
+    values_ = p.values + kv_head * p.head_bytes + lane() % kPieces * 16;
+    list_ = static_cast<int64_t>(place.list_row) * p.max_selected;
+    table_ = p.page_table + static_cast<int64_t>(place.sequence) * p.max_pages;
+    asm volatile("" : "+l"(keys_), "+l"(values_), "+l"(list_), "+l"(table_), "+r"(to_));
+  }
+
+  // To the steps of a split.
+  __device__ __forceinline__ void begin(const DecodeParams& p, const Work& work, int split) {
+    begin_ = split * work.extent.split_tokens + warp() * T::kStepTokens;
+    end_ = min((split + 1) * work.extent.split_tokens, work.extent.num_tokens);
+    next_ = read_ = ring_;
+    num_steps_ = begin_ < end_ ? (end_ - begin_ + kStride - 1) / kStride : 0;
+    load_entries(p, work, 0, soon_);
+    load_entries(p, work, 1, later_);
+    soon_.page = look_up(p, work, soon_);
+  }
+
+  __device__ int num_steps() const { return num_steps_; }
+  // Starts the copies of a step, if there is such a step. Steps come in ascending order, each when the stage it takes has been read.
+  __device__ __forceinline__ void start(const DecodeParams& p, const Work& work, int step) {
+    if (step < num_steps_) {
+      if (step % 2 == 0) advance(p, work, step / 2);
+      copy(p, step % 2);
+      next_ = following(p, next_);
+    }
+    commit_copies();
+  }
+  // Waits until the next step is there, p.num_stages from it on having been started; returns the shared address of its stage.
+  __device__ __forceinline__ uint32_t wait(const DecodeParams& p) {
+    if (p.num_stages == T::kStages) {
+      wait_for_copies<T::kStages - 1>();
+    } else {
+      wait_for_copies<T::kStages>();
+    }
+    __syncwarp();
+    const uint32_t stage = read_;
+    read_ = following(p, read_);
+    return stage;
+  }
+
+ private:
+  static constexpr int kStride = T::kWarps * T::kStepTokens;  // a warp has every kWarps-th step of the split
+
+  // Of two steps: lanes 0 to 15 hold the tokens of the first, the others those of the second.
+  struct Entries {
+    int token, page;
+    float log_weight;
+  };
+
+  static __device__ int lane() { return threadIdx.x % 32; }
+  static __device__ int warp() { return threadIdx.x / 32; }
+  __device__ int position(int pair) const { return begin_ + (2 * pair + lane() / 16) * kStride + lane() % 16; }
+
+  __device__ __forceinline__ void load_entries(const DecodeParams& p, const Work& work, int pair, Entries& entries) const {
+    const int at = position(pair);
+    entries.token = at < end_ ? at : -1;
+    entries.log_weight = 0.0f;
+    if (work.extent.dense || at >= end_) return;
+    entries.token = p.token_ids[list_ + at];
+    if (p.log_weight != nullptr) entries.log_weight = p.log_weight[list_ + at];
+  }
+  __device__ __forceinline__ int look_up(const DecodeParams& p, const Work& work, const Entries& entries) const {
+    return static_cast<uint32_t>(entries.token) < static_cast<uint32_t>(work.extent.kv_len)
+               ? table_[entries.token >> p.page_shift]
+               : -1;
+  }
+
+  // A value on its way must not be moved, which would wait for it: each is used where it was loaded, one pair of steps later.
+  __device__ __forceinline__ void advance(const DecodeParams& p, const Work& work, int pair) {
+    constexpr float kLog2E = 1.4426950408889634f;
+    const bool good = static_cast<uint32_t>(soon_.page) < static_cast<uint32_t>(p.num_pages);
+    const uint32_t within = static_cast<uint32_t>(soon_.token) & ((1u << p.page_shift) - 1u);
+    row_ = good ? static_cast<uint32_t>(soon_.page) * p.page_units + within * p.token_units : 0;
+    good_rows_ = __ballot_sync(0xffffffffu, good);
+    if (!good && position(pair) < end_) report(p, work, position(pair), soon_.token, soon_.page);
+    log2_weight_ = good ? soon_.log_weight * kLog2E : -INFINITY;
+    if constexpr (T::kCertificates) missing_ = -expm1f(-soon_.log_weight);
+    token_ = soon_.token;
+    soon_.token = later_.token;
+    soon_.log_weight = later_.log_weight;
+    soon_.page = look_up(p, work, soon_);
+    load_entries(p, work, pair + 2, later_);
+  }
+
+  __device__ uint32_t following(const DecodeParams& p, uint32_t stage) const {
+    constexpr uint32_t kBytes = sizeof(Stage<T>);
+    return stage + kBytes == ring_ + static_cast<uint32_t>(p.num_stages) * kBytes ? ring_ : stage + kBytes;
+  }
+
+  __device__ __forceinline__ void copy(const DecodeParams& p, int half) const {
+    constexpr int kRowsAtOnce = 32 / (T::kRowBytes / 16), kTurns = T::kStepTokens / kRowsAtOnce;
+    if (lane() / 16 == half) {
+      const uint32_t entry = next_ + lane() % 16 * 4;
+      store_shared(entry + offsetof(Stage<T>, log2_weight), log2_weight_);
+      if constexpr (T::kCertificates) store_shared(entry + offsetof(Stage<T>, missing), missing_);
+      if (p.num_queries > 1) store_shared(entry + offsetof(Stage<T>, token), __int_as_float(token_));
+    }
+    const int first = half * 16 + lane() / (T::kRowBytes / 16);
+    const uint32_t to = next_ + to_;
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      const uint64_t from = uint64_t{__shfl_sync(0xffffffffu, row_, first + i * kRowsAtOnce)} * 16;
+      const bool wanted = (good_rows_ >> (first + i * kRowsAtOnce) & 1u) != 0;
+      const uint32_t keys = to + i * kRowsAtOnce * T::kRowStride, values = keys + offsetof(Stage<T>, values);
+      copy_16<T::kRowBytes>(keys, keys_ + from, wanted, policy_);
+      copy_16<T::kRowBytes>(values, values_ + from, wanted, policy_);
+    }
+  }
+
+  static __device__ __noinline__ void report(const DecodeParams& p, const Work& work, int position, int token, int page) {
+    if (static_cast<uint32_t>(token) < static_cast<uint32_t>(work.extent.kv_len)) {
+      record_error(p.error, kErrorPage, work.place.sequence, work.place.list, token >> p.page_shift, page, p.num_pages);
+    } else {
+      record_error(p.error, kErrorToken, work.place.sequence, work.place.list, position, token, work.extent.kv_len);
+    }
+  }
+
+  uint32_t ring_, next_, read_;  // shared addresses: the ring, the stages to copy to and to read next
+  uint32_t to_;                  // where this lane's 16 bytes of a row go in a stage
+  const char* keys_;             // [num_rows, head_dim] kv_dtype; this lane's 16 bytes of a row
+  const char* values_;           // the same
+  int64_t list_;                 // where the list's ids and weights begin
+  const int32_t* table_;         // [max_pages] i32
+  int begin_, end_, num_steps_;  // positions in the list: the warp's first, the end of the split
+  Entries soon_, later_;         // pages on their way, ids on their way
+  uint32_t row_ = 0,
+           good_rows_ = 0;  // of the pair whose rows are copied: offset in units of 16 bytes; which lanes have one
+  float log2_weight_ = 0.0f, missing_ = 0.0f;
+  int token_ = 0;
+  uint64_t policy_ = evict_first();
+};
+
+}  // namespace rarefy::cuda

@@ -1,0 +1,105 @@
+// Which work a block has: its list, how the list is cut, and what to bring into the L2 cache before the first load.
+//
+// These are the instructions that run while no row is under way, so they are few: no 64-bit divisions, none at all for one query.
+#pragma once
+
+#include "cuda/decode/params.h"
+#include "cuda/device/ptx.cuh"
+
+namespace rarefy::cuda {
+
+// Keeps the first error of a run; later ones are dropped.
+__device__ inline void record_error(ErrorRecord* error, int32_t kind, int32_t sequence, int32_t list, int32_t position,
+                                    int32_t value, int32_t limit) {
+  if (atomicCAS(&error->kind, 0, kind) != 0) return;
+  error->sequence = sequence, error->list = list, error->position = position;
+  error->value = value, error->limit = limit;
+}
+
+// Which list and columns a block has: known before any memory is read.
+struct Place {
+  int sequence, list, column_block, first_column, num_columns;
+  int list_row;  // of counts; times max_selected: of ids and weights
+
+  Place() = default;
+  __device__ explicit Place(const DecodeParams& p) {
+    sequence = blockIdx.z;
+    list = blockIdx.y;
+    column_block = 0;
+    if (p.num_column_blocks > 1) {
+      list = blockIdx.y / p.num_column_blocks;
+      column_block = blockIdx.y - list * p.num_column_blocks;
+    }
+    first_column = column_block * p.columns_per_block;
+    num_columns = min(p.columns_per_block, p.heads_per_list * p.num_queries - first_column);
+    list_row = sequence * p.num_lists + list;
+  }
+  __device__ int query_of(const DecodeParams& p, int column) const {
+    return p.num_queries == 1 ? 0 : (first_column + column) / p.heads_per_list;
+  }
+  // Row of q, out, lse: (sequence, query, query head).
+  __device__ int output_row(const DecodeParams& p, int column) const {
+    const int query = query_of(p, column);
+    return (sequence * p.num_queries + query) * p.num_q_heads + head_of(p, column, query);
+  }
+  __device__ int head_of(const DecodeParams& p, int column, int query) const {
+    return list * p.heads_per_list + first_column + column - query * p.heads_per_list;
+  }
+};
+
+// How long the list is and how it is cut.
+struct Extent {
+  int kv_len, num_tokens, num_splits, split_tokens;
+  bool dense;
+
+  Extent() = default;
+  __device__ Extent(const DecodeParams& p, const Place& place) {
+    const int given_len = p.kv_lens[place.sequence];
+    int count = p.counts != nullptr ? p.counts[place.list_row] : -1;
+    kv_len = max(0, min(given_len, p.max_kv_len));
+    if (kv_len != given_len && threadIdx.x == 0) {
+      record_error(p.error, kErrorLength, place.sequence, place.list, 0, given_len, p.max_kv_len);
+    }
+    if (count < -1 || count > p.max_selected) {
+      if (threadIdx.x == 0) record_error(p.error, kErrorCount, place.sequence, place.list, 0, count, p.max_selected);
+      count = count < 0 ? 0 : p.max_selected;
+    }
+    dense = count == -1;
+    num_tokens = dense ? kv_len : count;
+    split_tokens = cuda::split_tokens(num_tokens);
+    num_splits =
+        num_tokens <= split_tokens
+            ? 1
+            : static_cast<int>(static_cast<unsigned>(num_tokens + split_tokens - 1) / static_cast<unsigned>(split_tokens));
+  }
+};
+
+struct Work {
+  Place place;
+  Extent extent;
+  int kv_head;
+};
+
+// Brings into the L2 cache what the first loads will ask for one after the other: counts, ids, weights, page table. Nothing is read,
+// so this may run before the kernels that write them have finished. Ids as if lists were full; the block also prefetches those of
+// a block that will run about when it ends, p.prefetch_sequences further on.
+__device__ __forceinline__ void prefetch_lists(const DecodeParams& p, const Place& place, int threads) {
+  const int thread = threadIdx.x;
+  if (thread == 0) prefetch_l2(p.kv_lens + place.sequence);
+  if (thread == 1 && p.counts != nullptr) prefetch_l2(p.counts + place.list_row);
+  if (thread < p.prefetch_table_lines) {  // each block takes a share of the sequence's page table
+    const int entry = ((blockIdx.y * gridDim.x + blockIdx.x) * p.prefetch_table_lines + thread) * 32;
+    if (entry < p.max_pages) prefetch_l2(p.page_table + static_cast<int64_t>(place.sequence) * p.max_pages + entry);
+  }
+  if (p.token_ids == nullptr) return;
+  const int half = threads / 2, position = blockIdx.x * p.full_split_tokens + (thread % half) * 32;
+  if (thread % half * 32 >= p.full_split_tokens || position >= p.max_selected) return;
+  const int32_t* ids = p.token_ids;  // [batch, num_lists, max_selected] i32; weights have the same layout
+  if (thread >= half) ids = reinterpret_cast<const int32_t*>(p.log_weight);
+  if (ids == nullptr) return;
+  prefetch_l2(ids + static_cast<int64_t>(place.list_row) * p.max_selected + position);
+  if (place.sequence + p.prefetch_sequences >= static_cast<int>(gridDim.z)) return;
+  prefetch_l2(ids + static_cast<int64_t>(place.list_row + p.prefetch_sequences * p.num_lists) * p.max_selected + position);
+}
+
+}  // namespace rarefy::cuda
