@@ -219,12 +219,10 @@ class CpuDecode final : public DecodeKernel {
   }
 
   void fetch_rows(const TileWork& work) const {
-    const int64_t row_bytes = problem_.head_dim * static_cast<int64_t>(size_of(problem_.kv_dtype));
+    const int32_t lines = num_cache_lines(problem_.head_dim * static_cast<int64_t>(size_of(problem_.kv_dtype)));
+    const bool scattered = work.list.token_ids != nullptr;
     for (const auto* rows : {work.keys, work.values}) {
-      for (int32_t i = 0; i < work.count; ++i) {
-        for (int64_t byte = 0; byte < row_bytes; byte += 64)
-          __builtin_prefetch(static_cast<const char*>(rows[i]) + byte, 0, 2);
-      }
+      for (int32_t step = 0; step < kFetchSteps; ++step) fetch_lines(rows, scattered, step, 0, lines);
     }
   }
 
@@ -274,9 +272,11 @@ class CpuDecode final : public DecodeKernel {
     tile.q = q;
     tile.keys = work.keys;
     tile.values = work.values;
+    tile.scattered = work.list.token_ids != nullptr;
     if (next != nullptr) {
       tile.next_keys = next->keys;
       tile.next_values = next->values;
+      tile.next_scattered = next->list.token_ids != nullptr;
     }
     tile.log_weight = work.list.log_weight != nullptr ? work.list.log_weight + work.first : nullptr;
     int32_t last_visible[kMaxTileRows];
