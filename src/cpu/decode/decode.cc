@@ -18,6 +18,8 @@ constexpr int32_t kMaxSplits = 16;
 constexpr int32_t kMinSplitTokens = 256;
 // Below this many bytes of rows one thread is done before a second has woken up.
 constexpr int64_t kParallelBytes = 64 << 10;
+// Lists whose first ids are fetched before the threads start.
+constexpr int32_t kEarlyLists = 64;
 
 struct Split {
   int32_t count = 0;   // parts
@@ -38,6 +40,13 @@ struct List {
   const float* log_weight = nullptr;   // [num_tokens] f32; nullable
   int32_t first_token = 0;             // of lists without ids: they count from here
 };
+
+// What the threads share of a list.
+struct ListWork {
+  int32_t first_split = 0;              // splits of the lists before it
+  std::atomic<int32_t> splits_left{0};  // whoever counts it down to 0 merges
+};
+static_assert(sizeof(ListWork) == 2 * sizeof(float));
 
 // One tile of one split of one list, and where its rows are.
 struct TileWork {
@@ -60,17 +69,15 @@ class CpuDecode final : public DecodeKernel {
     heads_per_list_ = per_kv_head ? group : 1;
     lists_per_kv_head_ = num_lists_ / problem.num_kv_heads;
     num_rows_ = heads_per_list_ * problem.num_queries;
-    const int64_t row_floats = int64_t{num_rows_} * problem.head_dim;
-    const int64_t stats_floats = (int64_t{num_rows_} * kRowStats + 15) / 16 * 16;
-    spread_offset_ = row_floats;
-    stats_offset_ = row_floats * (op == DecodeOp::sparse ? 2 : 1);
-    split_stride_ = stats_offset_ + stats_floats;
-    counter_floats_ = (int64_t{problem.max_batch} * num_lists_ + 15) / 16 * 16;
+    stats_offset_ = int64_t{num_rows_} * problem.head_dim;
+    spread_offset_ = stats_offset_ + (int64_t{num_rows_} * kRowStats + 15) / 16 * 16;
+    list_floats_ = (int64_t{problem.max_batch} * num_lists_ * 2 + 15) / 16 * 16;
   }
 
   std::size_t workspace_bytes() const override {
-    const int64_t partial_floats = int64_t{problem_.max_batch} * num_lists_ * kMaxSplits * split_stride_;
-    return static_cast<std::size_t>(counter_floats_ + partial_floats) * sizeof(float);
+    const int64_t partial_floats =
+        int64_t{problem_.max_batch} * num_lists_ * kMaxSplits * split_stride(op_ == DecodeOp::sparse);
+    return static_cast<std::size_t>(list_floats_ + partial_floats) * sizeof(float);
   }
 
   Status run(const DecodeArgs& args, Stream) const override {
@@ -81,18 +88,21 @@ class CpuDecode final : public DecodeKernel {
           int64_t{list_of(args, item).num_tokens} * problem_.head_dim * static_cast<int64_t>(size_of(args.kv.dtype)) * 2;
     }
     const int32_t threads = bytes < kParallelBytes ? 1 : num_threads();
-    auto* splits_left = static_cast<std::atomic<int32_t>*>(args.workspace);  // [num_items] i32; the last one merges
+    int32_t num_splits = 0;
     for (int32_t item = 0; item < num_items; ++item) {
-      const int32_t num_splits = split_tokens(list_of(args, item).num_tokens).count;
-      new (splits_left + item) std::atomic<int32_t>(num_splits);
-      if (num_splits == 0) finish(args, item);
+      const List list = list_of(args, item);
+      const int32_t count = split_tokens(list.num_tokens).count;
+      new (list_work(args, item)) ListWork{num_splits, std::atomic<int32_t>(count)};
+      num_splits += count;
+      if (count == 0) finish(args, item);
+      if (item < kEarlyLists) fetch_entries(list, 0);
     }
     // No barrier inside: at 50x a barrier with its cold lines costs 5 % of a step.
     std::atomic<int32_t> next_split{0};
     std::atomic<bool> ids_are_inside{true};
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      if (!attend(args, next_split, splits_left)) ids_are_inside = false;
+      if (!attend(args, next_split, num_splits)) ids_are_inside = false;
     }
     if (ids_are_inside) return {};
     return Status::invalid_argument(
@@ -120,8 +130,27 @@ class CpuDecode final : public DecodeKernel {
     return (int64_t{sequence} * problem_.num_queries + query) * problem_.num_q_heads + head;
   }
 
+  ListWork* list_work(const DecodeArgs& args, int32_t item) const { return static_cast<ListWork*>(args.workspace) + item; }
+
+  // Floats of a split's sums. No room is left for what is not asked for: every memory page of cold sums costs a table walk.
+  int64_t split_stride(bool with_spread) const { return with_spread ? spread_offset_ + stats_offset_ : spread_offset_; }
+  static bool has_spread(const DecodeArgs& args, const List& list) {
+    return list.log_weight != nullptr && args.out_rel_std != nullptr;
+  }
+
   float* partial(const DecodeArgs& args, int32_t item, int32_t split) const {
-    return static_cast<float*>(args.workspace) + counter_floats_ + (int64_t{item} * kMaxSplits + split) * split_stride_;
+    const bool room_for_spread = op_ == DecodeOp::sparse && args.out_rel_std != nullptr;
+    return static_cast<float*>(args.workspace) + list_floats_ +
+           (list_work(args, item)->first_split + int64_t{split}) * split_stride(room_for_spread);
+  }
+
+  // Ids and weights of a tile's tokens, from `first` of the list on.
+  static void fetch_entries(const List& list, int32_t first) {
+    for (int32_t i = first; i < std::min(first + kTileTokens, list.num_tokens);
+         i += 64 / static_cast<int32_t>(sizeof(float))) {
+      if (list.token_ids != nullptr) __builtin_prefetch(list.token_ids + i);
+      if (list.log_weight != nullptr) __builtin_prefetch(list.log_weight + i);
+    }
   }
 
   void prepare_queries(const DecodeArgs& args, int32_t item,
@@ -143,35 +172,45 @@ class CpuDecode final : public DecodeKernel {
   }
 
   // The next tile of this thread: the split goes on, or another one is taken from the common counter. False when all are.
-  bool next_tile(const DecodeArgs& args, std::atomic<int32_t>& next_split, const TileWork& previous, TileWork& work) const {
+  bool next_tile(const DecodeArgs& args, std::atomic<int32_t>& next_split, int32_t num_splits, const TileWork& previous,
+                 TileWork& work) const {
     work.item = previous.item;
     work.split = previous.split;
     work.list = previous.list;
     work.first = previous.first + previous.count;
     work.last = previous.last;
     work.starts_split = false;
-    while (work.first >= work.last) {
+    if (work.first >= work.last) {
       const int32_t taken = next_split.fetch_add(1, std::memory_order_relaxed);
-      if (taken >= args.batch * num_lists_ * kMaxSplits) return false;
-      work.item = taken / kMaxSplits;
-      work.split = taken % kMaxSplits;
+      if (taken >= num_splits) return false;
+      // Splits are taken in ascending order, so the list is this thread's last one or one behind it.
+      const int32_t last_item = args.batch * num_lists_ - 1;
+      while (work.item < last_item && list_work(args, work.item + 1)->first_split <= taken) ++work.item;
+      work.split = taken - list_work(args, work.item)->first_split;
       work.list = list_of(args, work.item);
       const Split parts = split_tokens(work.list.num_tokens);
-      work.first = std::min(work.list.num_tokens, work.split * parts.tokens);
-      work.last = work.split < parts.count ? std::min(work.list.num_tokens, work.first + parts.tokens) : work.first;
+      work.first = work.split * parts.tokens;
+      work.last = std::min(work.list.num_tokens, work.first + parts.tokens);
       work.starts_split = true;
-    }
-    if (work.starts_split) {
-      // Sums lie in cold memory at first: stores that miss would hold up the whole first tile.
-      const auto* memory = reinterpret_cast<const char*>(partial(args, work.item, work.split));
-      const int64_t floats =
-          work.list.log_weight != nullptr && args.out_rel_std != nullptr ? stats_offset_ : spread_offset_;
-      for (int64_t byte = 0; byte < floats * 4; byte += 64) __builtin_prefetch(memory + byte, 1, 3);
-      __builtin_prefetch(memory + stats_offset_ * 4, 1, 3);
     }
     work.count = std::min(kTileTokens, work.last - work.first);
     work.ids_are_inside = find_rows(args, work);
+    fetch_entries(work.list, work.first + kTileTokens);
+    if (work.starts_split) fetch_state(args, work);
     return true;
+  }
+
+  // What a new split needs beside rows: queries, and the sums, which lie in cold memory at first: stores that miss would hold up
+  // the whole first tile.
+  void fetch_state(const DecodeArgs& args, const TileWork& work) const {
+    const auto* memory = reinterpret_cast<const char*>(partial(args, work.item, work.split));
+    const int64_t bytes = split_stride(has_spread(args, work.list)) * static_cast<int64_t>(sizeof(float));
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(memory + byte, 1, 3);
+    const auto q_bytes = problem_.head_dim * static_cast<int64_t>(size_of(problem_.q_dtype));
+    for (int32_t row = 0; row < num_rows_; ++row) {
+      const char* q = static_cast<const char*>(args.q) + row_index(work.item, row) * q_bytes;
+      for (int64_t byte = 0; byte < q_bytes; byte += 64) __builtin_prefetch(q + byte, 0, 3);
+    }
   }
 
   // False when the list names a token outside the sequence; token 0 stands in for it.
@@ -219,35 +258,35 @@ class CpuDecode final : public DecodeKernel {
   }
 
   void fetch_rows(const TileWork& work) const {
-    const int64_t row_bytes = problem_.head_dim * static_cast<int64_t>(size_of(problem_.kv_dtype));
+    const int32_t lines = num_cache_lines(problem_.head_dim * static_cast<int64_t>(size_of(problem_.kv_dtype)));
+    const bool scattered = work.list.token_ids != nullptr;
     for (const auto* rows : {work.keys, work.values}) {
-      for (int32_t i = 0; i < work.count; ++i) {
-        for (int64_t byte = 0; byte < row_bytes; byte += 64)
-          __builtin_prefetch(static_cast<const char*>(rows[i]) + byte, 0, 2);
-      }
+      for (int32_t step = 0; step < kFetchSteps; ++step) fetch_lines(rows, scattered, step, 0, lines);
     }
   }
 
   // One thread's share of the splits. The rows of the next tile, of this split or the next, are fetched during each tile.
   // False when a list named a token outside its sequence.
-  bool attend(const DecodeArgs& args, std::atomic<int32_t>& next_split, std::atomic<int32_t>* splits_left) const {
+  bool attend(const DecodeArgs& args, std::atomic<int32_t>& next_split, int32_t num_splits) const {
     alignas(64) float q[kMaxTileRows * 256];  // [num_rows, head_dim] f32; as prepare_q wrote it
     int32_t item_of_q = -1;
     TileWork buffers[2];
     int32_t now = 0;
     bool inside = true;
-    bool more = next_tile(args, next_split, TileWork(), buffers[now]);
+    bool more = next_tile(args, next_split, num_splits, TileWork(), buffers[now]);
     if (more) fetch_rows(buffers[now]);  // nobody did it during an earlier tile
     while (more) {
       const TileWork& work = buffers[now];
       inside = inside && work.ids_are_inside;
-      more = next_tile(args, next_split, work, buffers[1 - now]);
+      more = next_tile(args, next_split, num_splits, work, buffers[1 - now]);
       if (work.item != item_of_q) prepare_queries(args, work.item, q);
       item_of_q = work.item;
       attend_tile(args, work, q, more ? &buffers[1 - now] : nullptr);
       // Acquire and release: whoever counts down to 0 sees the sums of all splits.
       const bool split_is_done = work.first + work.count >= work.last;
-      if (split_is_done && splits_left[work.item].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(args, work.item);
+      if (split_is_done && list_work(args, work.item)->splits_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        finish(args, work.item);
+      }
       now = 1 - now;
     }
     return inside;
@@ -260,7 +299,7 @@ class CpuDecode final : public DecodeKernel {
     float* memory = partial(args, work.item, work.split);
     Partial sums;
     sums.sum = memory;
-    sums.spread = with_variance && args.out_rel_std != nullptr ? memory + spread_offset_ : nullptr;
+    sums.spread = has_spread(args, work.list) ? memory + spread_offset_ : nullptr;
     sums.stats = memory + stats_offset_;
     if (work.starts_split) functions_.start(num_rows_, problem_.head_dim, sums);
 
@@ -274,9 +313,11 @@ class CpuDecode final : public DecodeKernel {
     tile.q = q;
     tile.keys = work.keys;
     tile.values = work.values;
+    tile.scattered = work.list.token_ids != nullptr;
     if (next != nullptr) {
       tile.next_keys = next->keys;
       tile.next_values = next->values;
+      tile.next_scattered = next->list.token_ids != nullptr;
     }
     tile.log_weight = work.list.log_weight != nullptr ? work.list.log_weight + work.first : nullptr;
     int32_t last_visible[kMaxTileRows];
@@ -294,7 +335,7 @@ class CpuDecode final : public DecodeKernel {
 
   void finish(const DecodeArgs& args, int32_t item) const {
     const List list = list_of(args, item);
-    const bool with_spread = list.log_weight != nullptr && args.out_rel_std != nullptr;
+    const bool with_spread = has_spread(args, list);
     const float* memory = partial(args, item, 0);
     for (int32_t row = 0; row < num_rows_; ++row) {
       const int64_t index = row_index(item, row);
@@ -305,7 +346,7 @@ class CpuDecode final : public DecodeKernel {
       finish.sum = memory + int64_t{row} * problem_.head_dim;
       finish.spread = with_spread ? memory + spread_offset_ + int64_t{row} * problem_.head_dim : nullptr;
       finish.stats = memory + stats_offset_ + row * kRowStats;
-      finish.split_stride = split_stride_;
+      finish.split_stride = split_stride(op_ == DecodeOp::sparse && args.out_rel_std != nullptr);
       finish.sink =
           problem_.sink_logit ? args.sink_logits[index % problem_.num_q_heads] : -std::numeric_limits<float>::infinity();
       finish.out_dtype = problem_.out_dtype;
@@ -322,7 +363,8 @@ class CpuDecode final : public DecodeKernel {
   DecodeProblem problem_;
   const TileFunctions& functions_;
   int32_t num_lists_ = 0, heads_per_list_ = 0, lists_per_kv_head_ = 0, num_rows_ = 0;
-  int64_t spread_offset_ = 0, stats_offset_ = 0, split_stride_ = 0, counter_floats_ = 0;  // in floats
+  // Workspace, in floats: ListWork of every list, then per split sums, statistics at stats_offset_, spreads at spread_offset_.
+  int64_t list_floats_ = 0, stats_offset_ = 0, spread_offset_ = 0;
 };
 
 template <DecodeOp kOp, size_t kTarget>

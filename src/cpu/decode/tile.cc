@@ -22,11 +22,6 @@ constexpr int32_t kRowBlock = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON ?
 constexpr float kNegInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kLn2 = 0.693147181f;
 
-// Into the L2 cache: the L1 cache has room for one tile only, and few outstanding misses.
-HWY_INLINE void prefetch_row(const void* row, int64_t bytes) {  // row [bytes] bytes
-  for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
-}
-
 // scores [kRows, kTileTokens] f32 of query rows q [kRows, head_dim] f32, in the columns of 4 tokens, whose keys [4] pointers are.
 template <class Rows, int32_t kRows>
 HWY_INLINE void score_block(const float* HWY_RESTRICT q, int32_t head_dim, const void* const* keys,
@@ -62,13 +57,13 @@ HWY_INLINE void score_block(const float* HWY_RESTRICT q, int32_t head_dim, const
 
 template <class Rows>
 void score_tile(const Tile& tile, float* HWY_RESTRICT scores) {
-  const int64_t row_bytes = tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element));
+  const int32_t lines = num_cache_lines(tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element)));
   for (int32_t t = 0; t < tile.num_tokens; t += 4) {
     // The last step of a short tile fetches what is left of the next tile.
-    const int32_t fetch_end = t + 4 < tile.num_tokens ? t + 4 : kTileTokens;
-    for (int32_t j = t; tile.next_keys != nullptr && j < fetch_end; ++j) {
-      prefetch_row(tile.next_keys[j], row_bytes);
-      prefetch_row(tile.next_values[j], row_bytes);
+    const int32_t end_step = t + 4 < tile.num_tokens ? t / 4 + 1 : kFetchSteps;
+    for (int32_t step = t / 4; tile.next_keys != nullptr && step < end_step; ++step) {
+      fetch_lines(tile.next_keys, tile.next_scattered, step, 0, lines);
+      fetch_lines(tile.next_values, tile.next_scattered, step, 0, lines);
     }
     int32_t r = 0;
     for (; r + kRowBlock <= tile.num_rows; r += kRowBlock) {

@@ -24,6 +24,27 @@ struct Partial {
   float* stats = nullptr;   // [num_rows, 4] f32; maximum, sum p, sum w, sum w |v|^2
 };
 
+inline constexpr int32_t kFetchSteps = kTileTokens / 4;
+inline int32_t num_cache_lines(int64_t bytes) { return static_cast<int32_t>((bytes + 63) / 64); }
+
+// Fetches cache lines [begin, end) of rows [4 step, 4 step + 4) of a tile into the L2 cache. (Not the L1 cache: it has room for one
+// tile only, and drops prefetches beyond its 20 or so outstanding misses.) Rows that follow one another are taken from end to end,
+// as the hardware's prefetchers like it; scattered rows in turns, because neighbouring lines look like a stream to the hardware,
+// which then fetches what lies behind the row. Always inline: gcc drops calls of functions that do nothing but prefetch.
+[[gnu::always_inline]] inline void fetch_lines(const void* const* rows,  // [kTileTokens] pointers to rows
+                                               bool scattered, int32_t step, int32_t begin, int32_t end) {
+  const auto* four = reinterpret_cast<const char* const*>(rows) + 4 * step;
+  if (scattered) {
+    for (int32_t line = begin; line < end; ++line) {
+      for (int32_t i = 0; i < 4; ++i) __builtin_prefetch(four[i] + int64_t{64} * line, 0, 2);
+    }
+  } else {
+    for (int32_t i = 0; i < 4; ++i) {
+      for (int32_t line = begin; line < end; ++line) __builtin_prefetch(four[i] + int64_t{64} * line, 0, 2);
+    }
+  }
+}
+
 struct Tile {
   DType kv_dtype = DType::bf16;
   int32_t num_rows = 0, head_dim = 0, num_tokens = 0;  // num_tokens: 1 .. kTileTokens
@@ -34,6 +55,7 @@ struct Tile {
   const void* const* values = nullptr;                 // [kTileTokens] pointers to rows; likewise
   const void* const* next_keys = nullptr;              // [kTileTokens] pointers; rows to prefetch, nullable
   const void* const* next_values = nullptr;            // [kTileTokens] pointers; with next_keys
+  bool scattered = false, next_scattered = false;      // rows, of this tile and the next, lie here and there
   const float* log_weight = nullptr;                   // [num_tokens] f32; nullable
   const int32_t* token_ids = nullptr;                  // [num_tokens] i32; with last_visible
   const int32_t* last_visible = nullptr;               // [num_rows] i32; largest token a row may see; nullable = all

@@ -62,20 +62,19 @@ HWY_INLINE void score_block_bf16(const uint16_t* HWY_RESTRICT q, int32_t head_di
 
 // A short tile is done before its loops have fetched all of the next: the rest.
 HWY_INLINE void fetch_rest(const Tile& tile) {
-  for (int32_t t = (tile.num_tokens + 3) / 4 * 4; t < kTileTokens; ++t) {
-    prefetch_row(tile.next_keys[t], tile.head_dim * int64_t{2});
-    prefetch_row(tile.next_values[t], tile.head_dim * int64_t{2});
+  const int32_t lines = num_cache_lines(int64_t{2} * tile.head_dim);
+  for (int32_t step = (tile.num_tokens + 3) / 4; step < kFetchSteps; ++step) {
+    fetch_lines(tile.next_keys, tile.next_scattered, step, 0, lines);
+    fetch_lines(tile.next_values, tile.next_scattered, step, 0, lines);
   }
 }
 
 template <bool kLow>
 HWY_INLINE void score_rows_bf16(const Tile& tile, const uint16_t* HWY_RESTRICT q, float* HWY_RESTRICT scores) {
-  const int64_t row_bytes = tile.head_dim * int64_t{2};
+  const int32_t lines = num_cache_lines(int64_t{2} * tile.head_dim);
   if (tile.next_keys != nullptr) fetch_rest(tile);
   for (int32_t t = 0; t < tile.num_tokens; t += 4) {
-    if (tile.next_keys != nullptr) {
-      for (int32_t j = t; j < t + 4; ++j) prefetch_row(tile.next_keys[j], row_bytes);
-    }
+    if (tile.next_keys != nullptr) fetch_lines(tile.next_keys, tile.next_scattered, t / 4, 0, lines);
     int32_t r = 0;
     for (; r + 4 <= tile.num_rows; r += 4) {
       score_block_bf16<4, kLow>(q + 2 * r * tile.head_dim, tile.head_dim, tile.keys + t, scores + r * kTileTokens + t);
@@ -102,7 +101,14 @@ HWY_INLINE TokenPair load_pair(const void* first_row, const void* second_row, in
   return {_mm512_unpacklo_epi16(first, second), _mm512_unpackhi_epi16(first, second)};
 }
 
-// 64 dimensions of kRows rows(kHalf: 32); weights are pairs of bf16, one pair of tokens
+// Fetches the cache lines of dimensions [d, d + 64) of the next tile's values, a part of them at every fourth token.
+HWY_INLINE void fetch_values(const Tile& tile, int32_t t, int32_t d) {
+  if (t % 4 != 0) return;
+  const int32_t end = std::min(d + 64, tile.head_dim);
+  fetch_lines(tile.next_values, tile.next_scattered, t / 4, d / 32, num_cache_lines(int64_t{2} * end));
+}
+
+// 64 dimensions of kRows rows (kHalf: 32); weights are pairs of bf16, one pair of tokens
 // a word.
 template <int32_t kRows, bool kHalf>
 HWY_INLINE void value_block_bf16(const Tile& tile, int32_t d, const uint32_t* HWY_RESTRICT weights,
@@ -118,10 +124,7 @@ HWY_INLINE void value_block_bf16(const Tile& tile, int32_t d, const uint32_t* HW
     sum3[r] = kHalf ? _mm512_setzero_ps() : _mm512_mul_ps(factor, _mm512_load_ps(from + 48));
   }
   for (int32_t t = 0; t < tile.num_tokens; t += 2) {
-    if (prefetch) {
-      prefetch_row(static_cast<const uint16_t*>(tile.next_values[t]) + d, kHalf ? 64 : 128);
-      prefetch_row(static_cast<const uint16_t*>(tile.next_values[t + 1]) + d, kHalf ? 64 : 128);
-    }
+    if (prefetch) fetch_values(tile, t, d);
     const TokenPair a = load_pair(tile.values[t], tile.values[t + 1], d);
     const TokenPair b = kHalf ? a : load_pair(tile.values[t], tile.values[t + 1], d + 32);
     for (int32_t r = 0; r < kRows; ++r) {
