@@ -164,8 +164,8 @@ struct PartRows {
     commit_copies();
   }
   // Lane k has the factors of parts k and k + 32.
-  static __device__ __forceinline__ void add(int begin, int end, const float (&factors)[2], const float* memory,
-                                             float (&sums)[kEach]) {  // memory [kAtOnce, head_dim] f32
+  static __device__ __forceinline__ void add(int begin, int end, const float (&factors)[2], float (&sums)[kEach],
+                                             const float* memory) {  // memory [kAtOnce, head_dim] f32
     wait_for_copies<0>();
     __syncwarp();
     const int count = min(kAtOnce, end - begin);
@@ -209,7 +209,7 @@ __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, cons
 #pragma unroll 1
     for (int begin = 0; begin < num_splits; begin += Rows::kAtOnce) {
       if (!started) Rows::start(p, place, begin, num_splits, slot, address);
-      Rows::add(begin, num_splits, factors, memory, sums);
+      Rows::add(begin, num_splits, factors, sums, memory);
       started = false;
     }
   };
