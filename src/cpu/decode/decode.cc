@@ -82,21 +82,19 @@ class CpuDecode final : public DecodeKernel {
 
   Status run(const DecodeArgs& args, Stream) const override {
     const int32_t num_items = args.batch * num_lists_;
-    int64_t bytes = 0;
-    for (int32_t item = 0; item < num_items; ++item) {
-      bytes +=
-          int64_t{list_of(args, item).num_tokens} * problem_.head_dim * static_cast<int64_t>(size_of(args.kv.dtype)) * 2;
-    }
-    const int32_t threads = bytes < kParallelBytes ? 1 : num_threads();
+    int64_t num_tokens = 0;
     int32_t num_splits = 0;
     for (int32_t item = 0; item < num_items; ++item) {
       const List list = list_of(args, item);
+      num_tokens += list.num_tokens;
       const int32_t count = split_tokens(list.num_tokens).count;
       new (list_work(args, item)) ListWork{num_splits, std::atomic<int32_t>(count)};
       num_splits += count;
       if (count == 0) finish(args, item);
       if (item < kEarlyLists) fetch_entries(list, 0);
     }
+    const int64_t bytes = num_tokens * problem_.head_dim * static_cast<int64_t>(size_of(args.kv.dtype)) * 2;
+    const int32_t threads = bytes < kParallelBytes ? 1 : num_threads();
     // No barrier inside: at 50x a barrier with its cold lines costs 5 % of a step.
     std::atomic<int32_t> next_split{0};
     std::atomic<bool> ids_are_inside{true};
@@ -134,14 +132,16 @@ class CpuDecode final : public DecodeKernel {
 
   // Floats of a split's sums. No room is left for what is not asked for: every memory page of cold sums costs a table walk.
   int64_t split_stride(bool with_spread) const { return with_spread ? spread_offset_ + stats_offset_ : spread_offset_; }
+  int64_t split_stride(const DecodeArgs& args) const {
+    return split_stride(op_ == DecodeOp::sparse && args.out_rel_std != nullptr);
+  }
   static bool has_spread(const DecodeArgs& args, const List& list) {
     return list.log_weight != nullptr && args.out_rel_std != nullptr;
   }
 
   float* partial(const DecodeArgs& args, int32_t item, int32_t split) const {
-    const bool room_for_spread = op_ == DecodeOp::sparse && args.out_rel_std != nullptr;
     return static_cast<float*>(args.workspace) + list_floats_ +
-           (list_work(args, item)->first_split + int64_t{split}) * split_stride(room_for_spread);
+           (list_work(args, item)->first_split + int64_t{split}) * split_stride(args);
   }
 
   // Ids and weights of a tile's tokens, from `first` of the list on.
@@ -346,7 +346,7 @@ class CpuDecode final : public DecodeKernel {
       finish.sum = memory + int64_t{row} * problem_.head_dim;
       finish.spread = with_spread ? memory + spread_offset_ + int64_t{row} * problem_.head_dim : nullptr;
       finish.stats = memory + stats_offset_ + row * kRowStats;
-      finish.split_stride = split_stride(op_ == DecodeOp::sparse && args.out_rel_std != nullptr);
+      finish.split_stride = split_stride(args);
       finish.sink =
           problem_.sink_logit ? args.sink_logits[index % problem_.num_q_heads] : -std::numeric_limits<float>::infinity();
       finish.out_dtype = problem_.out_dtype;

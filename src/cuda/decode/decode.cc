@@ -39,8 +39,8 @@ using LaunchFunction = cudaError_t (*)(const DecodeLaunch&, cudaStream_t);
 
 class CudaDecode final : public DecodeKernel {
  public:
-  CudaDecode(DecodeOp op, const DecodeProblem& problem, Device device, int32_t num_multiprocessors, bool overlap)
-      : op_(op), problem_(problem), device_(device), num_multiprocessors_(num_multiprocessors), overlap_(overlap) {
+  CudaDecode(DecodeOp op, const DecodeProblem& problem, Device device, const DeviceFacts& facts, bool overlap)
+      : op_(op), problem_(problem), device_(device), facts_(facts), overlap_(overlap) {
     const bool bf16 = problem.q_dtype == DType::bf16;
     launch_ = problem.kv_dtype == DType::f8_e4m3 ? (bf16 ? launch_decode_e4m3_bf16 : launch_decode_e4m3_f16)
                                                  : (bf16 ? launch_decode_bf16 : launch_decode_f16);
@@ -113,7 +113,8 @@ class CudaDecode final : public DecodeKernel {
     launch.slots = columns.slots;
     launch.batch = args.batch;
     launch.overlap = overlap_;
-    launch.num_multiprocessors = num_multiprocessors_;
+    launch.num_multiprocessors = facts_.num_multiprocessors;
+    launch.shared_bytes = facts_.shared_bytes;
     DecodeParams& p = launch.params;
     p.q = args.q;
     p.keys = static_cast<const char*>(args.kv.keys);
@@ -165,7 +166,7 @@ class CudaDecode final : public DecodeKernel {
     const int32_t blocks = launch.grid_splits * num_lists_ * columns.num_blocks;
     p.full_split_tokens = split_tokens(std::max(1, p.max_selected));
     p.prefetch_table_lines = ceil_div(ceil_div(p.max_pages, 32), blocks);
-    p.prefetch_sequences = std::max(1, 3 * num_multiprocessors_ / blocks);
+    p.prefetch_sequences = std::max(1, 3 * facts_.num_multiprocessors / blocks);
     RAREFY_CUDA(launch_(launch, native(stream)));
 #ifndef NDEBUG
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
@@ -234,7 +235,7 @@ class CudaDecode final : public DecodeKernel {
   DecodeOp op_;
   DecodeProblem problem_;
   Device device_;
-  int32_t num_multiprocessors_;
+  DeviceFacts facts_;
   bool overlap_;
   LaunchFunction launch_ = nullptr;
   int32_t num_lists_ = 0, heads_per_list_ = 0, lists_per_kv_head_ = 0, max_kv_len_ = 0, split_capacity_ = 0;
@@ -274,7 +275,7 @@ Expected<std::shared_ptr<const DecodeKernel>> make(const DecodeProblem& problem,
   warn_if_never_run(architecture);
   RAREFY_ASSIGN_OR_RETURN(const DeviceFacts facts, device_facts(device.index));
   return std::shared_ptr<const DecodeKernel>(
-      std::make_shared<CudaDecode>(kOp, problem, device, facts.num_multiprocessors, architecture.capability >= 90));
+      std::make_shared<CudaDecode>(kOp, problem, device, facts, architecture.capability >= 90));
 }
 
 template <DecodeOp kOp, size_t... kIndices>

@@ -29,6 +29,7 @@ struct Shared {
   alignas(16) char queries[T::kSlots][T::kQueryStride];  // one row of q for each slot
   int last;                                              // whether the block arrived last
 
+  static_assert(sizeof(Combine<T>) <= T::kWarps * T::kStages * sizeof(Stage<T>));
   static constexpr int bytes(int num_stages) {
     return static_cast<int>(sizeof(Shared) + T::kWarps * num_stages * sizeof(Stage<T>));
   }
@@ -115,19 +116,17 @@ struct PartRow {
   float* stats;  // [4] f32: maximum, total, norms
   float* sums;   // [head_dim] f32
 
+  static __device__ int num_slots(const DecodeParams& p) { return p.columns_per_block * (T::kCertificates ? 2 : 1); }
   __device__ PartRow(const DecodeParams& p, const Place& place, int split, int slot) {
-    const int slots = p.columns_per_block * (T::kCertificates ? 2 : 1);
     const int64_t row =
         (static_cast<int64_t>(place.list_row * p.num_column_blocks + place.column_block) * p.split_capacity + split) *
-            slots +
+            num_slots(p) +
         slot;
     stats = p.part_stats + row * 4;
     sums = p.part_sums + row * T::kHeadDim;
   }
   // From the sums of one split to those of the next, in f32.
-  static __device__ int64_t stride(const DecodeParams& p) {
-    return static_cast<int64_t>(p.columns_per_block) * (T::kCertificates ? 2 : 1) * T::kHeadDim;
-  }
+  static __device__ int64_t stride(const DecodeParams& p) { return static_cast<int64_t>(num_slots(p)) * T::kHeadDim; }
 };
 
 template <typename T>
@@ -184,11 +183,11 @@ struct PartRows {
 template <typename T>
 __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Place& place, int num_splits, int column,
                                                      const Stage<T>* ring) {  // ring [num_stages]
-  using Rows = PartRows<T>;
+  using Parts = PartRows<T>;
   const uint32_t address = shared_address(ring);
   const float* memory = reinterpret_cast<const float*>(ring);  // [kAtOnce, head_dim] f32
   const int lane = threadIdx.x % 32;
-  Rows::start(p, place, 0, num_splits, column, address);
+  Parts::start(p, place, 0, num_splits, column, address);
   float4 stats[2], variance[2] = {};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -205,11 +204,11 @@ __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, cons
   merged.maximum = warp_max(fmaxf(stats[0].x, stats[1].x));
   float factors[2] = {rescale(stats[0].x, merged.maximum), rescale(stats[1].x, merged.maximum)};
   merged.total = warp_sum(factors[0] * stats[0].y + factors[1] * stats[1].y);
-  const auto add_all = [&](int slot, float(&sums)[Rows::kEach], bool started) {
+  const auto add_all = [&](int slot, float(&sums)[Parts::kEach], bool started) {
 #pragma unroll 1
-    for (int begin = 0; begin < num_splits; begin += Rows::kAtOnce) {
-      if (!started) Rows::start(p, place, begin, num_splits, slot, address);
-      Rows::add(begin, num_splits, factors, sums, memory);
+    for (int begin = 0; begin < num_splits; begin += Parts::kAtOnce) {
+      if (!started) Parts::start(p, place, begin, num_splits, slot, address);
+      Parts::add(begin, num_splits, factors, sums, memory);
       started = false;
     }
   };

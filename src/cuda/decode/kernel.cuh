@@ -43,8 +43,7 @@ __global__ __launch_bounds__(T::kThreads,
     Running<T> run = {};
 #pragma unroll
     for (int n = 0; n < T::kColumnTiles; ++n) run.maximum[n][0] = run.maximum[n][1] = -INFINITY;
-      // One place that starts copies, for the first steps too: code that runs once is slow to fetch.
-#pragma unroll 1
+#pragma unroll 1  // one place that starts copies, those of the first steps too
     for (int step = -p.num_stages; step < rows.num_steps(); ++step) {
       if (step >= 0) {
         attend_step<T>(run, rows.wait(p), lane, queries, p, scale);

@@ -15,9 +15,11 @@ cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
                         static_cast<unsigned>(launch.batch));
   config.blockDim = dim3(T::kThreads);
   config.stream = stream;
-  // A stage more where there are no more blocks than multiprocessors; two blocks still fit, this kernel's and the next one's.
+  // A stage more where there are no more blocks than multiprocessors and two blocks still fit, this kernel's and the next one's.
+  constexpr int kReserved = 1024;  // the system's share of a block's shared memory
   const int64_t blocks = int64_t{config.gridDim.x} * config.gridDim.y * config.gridDim.z;
-  p.num_stages = blocks <= launch.num_multiprocessors ? T::kStages + 1 : T::kStages;
+  const bool fits = 2 * (Shared<T>::bytes(T::kStages + 1) + kReserved) <= launch.shared_bytes;
+  p.num_stages = blocks <= launch.num_multiprocessors && fits ? T::kStages + 1 : T::kStages;
   config.dynamicSmemBytes = static_cast<size_t>(Shared<T>::bytes(p.num_stages));
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -15,22 +15,24 @@
 
 namespace rarefy::cuda {
 
-inline constexpr int32_t kMaxSplits = 48;
+inline constexpr int32_t kMaxSplits = 48, kFewSplits = 12;
 inline constexpr int32_t kSmallSplit = 64;  // tokens: a step of 16 for each of four warps
 
 RAREFY_HOST_DEVICE constexpr int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 // Into how many splits a list of n tokens is cut at most. 132 multiprocessors hold 396 blocks: 48 splits of 8 lists are about as many,
 // or 12 splits of 32 lists; more than 12 splits of a short list spend more on starting and merging than they save on rows.
-RAREFY_HOST_DEVICE constexpr int32_t wanted_splits(int32_t n) { return n <= 4096 ? 12 : n <= 8192 ? 24 : kMaxSplits; }
+RAREFY_HOST_DEVICE constexpr int32_t wanted_splits(int32_t n) {
+  return n <= 4096 ? kFewSplits : n <= 8192 ? 2 * kFewSplits : kMaxSplits;
+}
 // Tokens in every split of a list of n > 0 tokens but the last.
 RAREFY_HOST_DEVICE constexpr int32_t split_tokens(int32_t n) {
-  return n <= 12 * kSmallSplit ? kSmallSplit : ceil_div(n, wanted_splits(n) * kSmallSplit) * kSmallSplit;
+  return n <= kFewSplits * kSmallSplit ? kSmallSplit : ceil_div(n, wanted_splits(n) * kSmallSplit) * kSmallSplit;
 }
 RAREFY_HOST_DEVICE constexpr int32_t num_splits(int32_t n) { return n <= 0 ? 1 : ceil_div(n, split_tokens(n)); }
 // The most splits that any list of at most n tokens has.
 RAREFY_HOST_DEVICE constexpr int32_t max_splits(int32_t n) {
-  return n <= 4096 ? (n <= 12 * kSmallSplit ? num_splits(n) : 12) : n <= 8192 ? 24 : kMaxSplits;
+  return n <= kFewSplits * kSmallSplit ? num_splits(n) : wanted_splits(n);
 }
 
 // First bytes of a workspace: what check() reports. Zero when all is well.
@@ -74,7 +76,7 @@ struct DecodeParams {
   int32_t* counters;                             // [batch, num_lists, num_column_blocks] i32; zero between runs
   float* part_stats;  // [batch, num_lists, num_column_blocks, split_capacity, slots, 4] f32; maximum, sum, norms, unused
   float* part_sums;   // [batch, num_lists, num_column_blocks, split_capacity, slots, head_dim] f32
-  int32_t full_split_tokens;     // split_tokens(max_selected), and three more numbers for prefetching:
+  int32_t full_split_tokens;     // split_tokens(max_selected), and two more numbers for prefetching:
   int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
   int32_t prefetch_sequences;    // about as many sequences are worked on at a time
   int32_t num_stages;            // of each warp's ring

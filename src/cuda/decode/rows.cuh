@@ -153,8 +153,8 @@ class Rows {
   const int32_t* table_;         // [max_pages] i32
   int begin_, end_, num_steps_;  // positions in the list: the warp's first, the end of the split
   Entries soon_, later_;         // pages on their way, ids on their way
-  uint32_t row_ = 0,
-           good_rows_ = 0;  // of the pair whose rows are copied: offset in units of 16 bytes; which lanes have one
+  uint32_t row_ = 0;             // of the pair whose rows are copied: offset in units of 16 bytes
+  uint32_t good_rows_ = 0;       // which lanes have one
   float log2_weight_ = 0.0f, missing_ = 0.0f;
   int token_ = 0;
   uint64_t policy_ = evict_first();

@@ -28,7 +28,8 @@ Expected<DeviceFacts> device_facts(int32_t index) {
   }
   cudaDeviceProp properties;
   RAREFY_CUDA(cudaGetDeviceProperties(&properties, index));
-  return DeviceFacts{properties.major * 10 + properties.minor, properties.multiProcessorCount, properties.name};
+  return DeviceFacts{properties.major * 10 + properties.minor, properties.multiProcessorCount,
+                     static_cast<int32_t>(properties.sharedMemPerMultiprocessor), properties.name};
 }
 
 Status check_current_device(int32_t index) {

@@ -17,6 +17,7 @@ Status to_status(cudaError_t error, std::string_view call);
 struct DeviceFacts {
   int32_t compute_capability = 0;  // 90 for 9.0
   int32_t num_multiprocessors = 0;
+  int32_t shared_bytes = 0;  // shared memory of a multiprocessor
   std::string name;
 };
 
