@@ -75,9 +75,9 @@ TEST(CudaDecode, MatchesOracleAtAwkwardLengths) {
   }
 }
 
-// More than 16 splits merge in two levels; beyond 16,384 tokens splits grow; beyond 512 a split has several segments.
+// Of 8, 16 and 32 quads.
 TEST(CudaDecode, MatchesOracleForLongLists) {
-  for (int32_t kv_len : {5000, 17000, 40000}) {
+  for (int32_t kv_len : {2000, 7000, 40000}) {
     AttentionCase c = base();
     c.num_q_heads = 4;
     c.num_kv_heads = 1;
@@ -87,6 +87,40 @@ TEST(CudaDecode, MatchesOracleForLongLists) {
     check_device_decode(kDense, c);
     check_device_decode(kSparse, c);
     c.dense_fallback = true;
+    check_device_decode(kSparse, c);
+  }
+}
+
+// The more lists, the fewer blocks each has: on 132 multiprocessors four warps share a quad, then two, then a warp has a quad or several.
+// Ragged lists and dense ones among them.
+TEST(CudaDecode, MatchesOracleHoweverManyWarpsShareAQuad) {
+  for (size_t batch : {24, 50, 140}) {
+    for (int32_t head_dim : {64, 128, 256}) {
+      if (head_dim != 128 && batch != 50) continue;
+      AttentionCase c = base();
+      c.num_q_heads = 4;
+      c.num_kv_heads = 2;
+      c.head_dim = head_dim;
+      c.kv_lens.clear();
+      for (size_t i = 0; i < batch; ++i) c.kv_lens.push_back(static_cast<int32_t>(i * 397 % 1201));
+      c.density = 0.3;
+      c.dense_fallback = true;
+      c.seed = 350 + batch;
+      check_device_decode(kSparse, c);
+    }
+  }
+}
+
+// The same for the sanitizers, which take long.
+TEST(CudaDecode, MatchesOracleForManyShortLists) {
+  for (size_t batch : {50, 140}) {
+    AttentionCase c = base();
+    c.num_q_heads = 4;
+    c.num_kv_heads = 2;
+    c.kv_lens.clear();
+    for (size_t i = 0; i < batch; ++i) c.kv_lens.push_back(static_cast<int32_t>(i * 37 % 221));
+    c.density = 0.9;
+    c.seed = 390 + batch;
     check_device_decode(kSparse, c);
   }
 }
@@ -211,36 +245,46 @@ TEST(CudaDecode, OptionalOutputsDoNotChangeTheOthers) {
   }
 }
 
-// Alone, among others, in a plan with room for longer lists (another grid), and again in the same workspace.
+// Alone, among a few others and among so many that other warps do its work, in a plan with room for longer lists (another grid), and
+// again in the same workspace.
 TEST(CudaDecode, CompanyCapacityAndRepetitionDoNotChangeABit) {
-  AttentionCase c = base();
-  c.kv_lens = {6000};
-  c.density = 0.5;
-  c.seed = 700;
-  AttentionData alone(c, kSparse);
-  AttentionCase full = c;
-  full.kv_lens = {6000, 17, 9000, 1};
-  full.density = 2.0;
-  AttentionData among(full, kSparse);
-  std::memcpy(among.q.data(), alone.q.data(), alone.q.size());
-  for (size_t list = 0; list < alone.counts.size(); ++list) {
-    among.counts[list] = alone.counts[list];
-    for (size_t i = 0; i < static_cast<size_t>(alone.counts[list]); ++i) {
-      among.token_ids[list * 9000 + i] = alone.token_ids[list * 6000 + i];
-      among.log_weight[list * 9000 + i] = alone.log_weight[list * 6000 + i];
+  for (int32_t kv_len : {40, 700, 6000}) {
+    AttentionCase c = base();
+    c.kv_lens = {kv_len};
+    c.density = 0.5;
+    c.seed = 700;
+    AttentionData alone(c, kSparse);
+    DeviceDecode device(kSparse, alone);
+    const DecodeOutputs first = device.run();
+    for (size_t batch : {4, 24, 50, 140}) {
+      AttentionCase full = c;
+      full.kv_lens.resize(batch, 300);
+      full.kv_lens[1] = 17, full.kv_lens[2] = 9000, full.kv_lens[3] = 1;
+      full.density = 2.0;
+      AttentionData among(full, kSparse);
+      std::memcpy(among.q.data(), alone.q.data(), alone.q.size());
+      const auto capacity = static_cast<size_t>(alone.decode_problem().max_selected),
+                 larger = static_cast<size_t>(among.decode_problem().max_selected);
+      for (size_t list = 0; list < alone.counts.size(); ++list) {
+        among.counts[list] = alone.counts[list];
+        for (size_t i = 0; i < static_cast<size_t>(alone.counts[list]); ++i) {
+          among.token_ids[list * larger + i] = alone.token_ids[list * capacity + i];
+          among.log_weight[list * larger + i] = alone.log_weight[list * capacity + i];
+        }
+      }
+      const DecodeOutputs beside = DeviceDecode(kSparse, among).run();
+      EXPECT_TRUE(std::equal(first.out.begin(), first.out.end(), beside.out.begin())) << kv_len << " among " << batch;
+      EXPECT_TRUE(std::equal(first.lse.begin(), first.lse.end(), beside.lse.begin())) << kv_len << " among " << batch;
+      EXPECT_TRUE(std::equal(first.out_rel_std.begin(), first.out_rel_std.end(), beside.out_rel_std.begin()))
+          << kv_len << " among " << batch;
     }
-  }
-  DeviceDecode device(kSparse, alone);
-  const DecodeOutputs first = device.run(), beside = DeviceDecode(kSparse, among).run();
-  EXPECT_TRUE(std::equal(first.out.begin(), first.out.end(), beside.out.begin()));
-  EXPECT_TRUE(std::equal(first.lse.begin(), first.lse.end(), beside.lse.begin()));
-  EXPECT_TRUE(std::equal(first.out_rel_std.begin(), first.out_rel_std.end(), beside.out_rel_std.begin()));
-  const Expected<DecodePlan> plan = device.plan();
-  ASSERT_TRUE(plan);
-  for (int repeat = 0; repeat < 3; ++repeat) {
-    device.poison_outputs();
-    ASSERT_TRUE(plan->run(device.args()).ok());
-    EXPECT_EQ(device.outputs(), first);
+    const Expected<DecodePlan> plan = device.plan();
+    ASSERT_TRUE(plan);
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      device.poison_outputs();
+      ASSERT_TRUE(plan->run(device.args()).ok());
+      EXPECT_EQ(device.outputs(), first);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 
 #include "attention/registry.h"
@@ -23,19 +24,71 @@ DecodeProblem problem() {
   return problem;
 }
 
-TEST(CudaSplits, CoverEveryListExactlyAndStayWithinCapacity) {
+using cuda::Cut;
+using cuda::Shares;
+
+TEST(CudaCut, LeavesCoverEveryListExactlyAndStayWithinCapacity) {
   int32_t most = 0;
-  for (int32_t n = 1; n <= 200000; ++n) {
-    const int32_t tokens = cuda::split_tokens(n), splits = cuda::num_splits(n);
-    most = std::max(most, splits);
-    ASSERT_EQ(tokens % cuda::kSmallSplit, 0) << n << ": a step for each warp";
-    ASSERT_GE(static_cast<int64_t>(splits) * tokens, n) << n;
-    ASSERT_LT(static_cast<int64_t>(splits - 1) * tokens, n) << n << ": the last split is empty";
-    ASSERT_LE(most, cuda::max_splits(n)) << n << ": a workspace for n tokens must hold every shorter list";
-    ASSERT_LE(splits, cuda::kMaxSplits) << n;
+  for (int32_t n = 0; n <= 200000; n += n < 10000 ? 1 : 97) {
+    const Cut cut(n);
+    const int32_t leaves = cuda::kQuadLeaves * cut.quads, steps = std::max(1, cuda::ceil_div(n, cuda::kStepTokens));
+    ASSERT_EQ(cut.first_step(0), 0) << n;
+    ASSERT_EQ(cut.first_step(leaves), steps) << n;
+    for (int32_t leaf = 0; leaf < leaves; ++leaf) {
+      const int32_t length = cut.first_step(leaf + 1) - cut.first_step(leaf);
+      ASSERT_TRUE(length == cut.short_leaf || length == cut.short_leaf + 1) << n << " leaf " << leaf;
+    }
+    ASSERT_GT(cut.first_step(leaves - cuda::kQuadLeaves + 1), cut.first_step(leaves - cuda::kQuadLeaves))
+        << n << ": the last quad is empty";
+    ASSERT_GE(cut.quads, most) << n << ": a workspace for n tokens must hold every shorter list";
+    most = cut.quads;
   }
-  EXPECT_EQ(cuda::num_splits(0), 1);  // an empty list has a block that writes zeros
-  EXPECT_LE(cuda::kMaxSplits, 64) << "a lane of the merging warp has two parts";
+  EXPECT_EQ(most, cuda::kMaxQuads);
+  EXPECT_LE(cuda::kMaxQuads, 64) << "a lane of the merging warp has two quads";
+  // As long as an int32 can say: nothing overflows.
+  const Cut longest(INT32_MAX);
+  EXPECT_EQ(longest.first_step(cuda::kQuadLeaves * longest.quads), 1 << 27);
+}
+
+// Whatever number of blocks a list has, its warps' leaves are all leaves in order, and a quad is within one block.
+TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholeQuads) {
+  for (int32_t quads : {1, 2, 3, 5, 7, 8, 16, 32}) {
+    for (int32_t blocks = 1; blocks <= 40; ++blocks) {
+      const Shares shares(quads, blocks);
+      ASSERT_LE(shares.blocks, blocks);
+      ASSERT_GE(shares.blocks, 1);
+      ASSERT_EQ(shares.first_leaf(quads, 0), 0);
+      ASSERT_EQ(shares.first_leaf(quads, cuda::kBlockWarps * shares.blocks), cuda::kQuadLeaves * quads)
+          << quads << " in " << blocks;
+      for (int32_t warp = 0; warp < cuda::kBlockWarps * shares.blocks; ++warp) {
+        const int32_t first = shares.first_leaf(quads, warp), end = shares.first_leaf(quads, warp + 1);
+        ASSERT_LE(first, end);
+        if (warp % cuda::kBlockWarps == 0) {
+          ASSERT_EQ(first % cuda::kQuadLeaves, 0) << quads << " in " << blocks;
+        }
+        if (shares.warps_per_quad == 1) {
+          ASSERT_EQ(first % cuda::kQuadLeaves, 0) << quads << " in " << blocks;
+        } else {
+          ASSERT_TRUE(end - first == cuda::kQuadLeaves / shares.warps_per_quad || end == cuda::kQuadLeaves * quads);
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaShares, BlocksAreAsManyAsTheDeviceHolds) {
+  constexpr int32_t kRoom = 264;
+  EXPECT_EQ(cuda::blocks_per_list(2621, 8, kRoom), 8);     // a block for each quad
+  EXPECT_EQ(cuda::blocks_per_list(2621, 32, kRoom), 8);    // 256 blocks
+  EXPECT_EQ(cuda::blocks_per_list(2621, 64, kRoom), 4);    // 256
+  EXPECT_EQ(cuda::blocks_per_list(2621, 128, kRoom), 2);   // 256
+  EXPECT_EQ(cuda::blocks_per_list(2621, 512, kRoom), 1);   // two waves
+  EXPECT_EQ(cuda::blocks_per_list(131072, 8, kRoom), 32);  // 256
+  EXPECT_EQ(cuda::blocks_per_list(0, 1, kRoom), 1);
+  for (int64_t lists : {int64_t{1}, int64_t{100}, int64_t{65535} * 64}) {
+    const int32_t blocks = cuda::blocks_per_list(100000, lists, kRoom);
+    EXPECT_TRUE(blocks >= 1 && blocks <= cuda::kMaxQuads) << lists;
+  }
 }
 
 struct Refusal {

@@ -19,6 +19,27 @@ struct Running {
   float total[T::kColumnTiles][2];
   float norms[T::kColumnTiles];  // sum of variance weight times |v|^2
   float sums[T::kDimTiles][T::kColumnTiles][4];
+
+  __device__ __forceinline__ void clear() {
+    *this = {};
+#pragma unroll
+    for (int n = 0; n < T::kColumnTiles; ++n) maximum[n][0] = maximum[n][1] = -INFINITY;
+  }
+  // At the end of a leaf: totals and norms over all lanes' tokens.
+  __device__ __forceinline__ void add_lanes() {
+#pragma unroll
+    for (int n = 0; n < T::kColumnTiles; ++n) {
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) total[n][e] += __shfl_xor_sync(0xffffffffu, total[n][e], lanes);
+      }
+      if constexpr (T::kCertificates) {
+        norms[n] += __shfl_xor_sync(0xffffffffu, norms[n], 1);
+        norms[n] += __shfl_xor_sync(0xffffffffu, norms[n], 2);
+      }
+    }
+  }
 };
 
 // What stays the same over the steps.

@@ -1,5 +1,5 @@
-// From the warps' running sums to results: the warps of a block combine, splits of a list merge in a fixed order, and the last
-// block of a list writes out, lse and the certificates.
+// From the warps' running sums to results: leaves fold into quads, in one warp or over several; quads of a list merge in a fixed
+// order, and the last block of a list writes out, lse and the certificates.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -15,15 +15,17 @@
 
 namespace rarefy::cuda {
 
+// What warps that share a quad put together: its leaves in ascending order, or the fold of the first two and the others.
 template <typename T>
 struct alignas(16) Combine {
+  static constexpr int kStates = 6;                // two quads of three, or one of four
   static constexpr int kStride = T::kHeadDim + 4;  // the pad spreads slots over the banks
-  float sums[T::kWarps][T::kSlots][kStride];
-  float maximum[T::kWarps][T::kSlots], total[T::kWarps][T::kSlots], norms[T::kWarps][T::kSlots];
+  float sums[kStates][T::kSlots][kStride];
+  float maximum[kStates][T::kSlots], total[kStates][T::kSlots], norms[kStates][T::kSlots];
 };
 
-// Shared memory of a block; the warps' rings follow, p.num_stages stages each. Once the rows of a split are read, the rings' memory holds
-// what the warps combine, and then what the block merges.
+// Shared memory of a block; the warps' rings follow, p.num_stages stages each. Once all rows are read, the rings' memory holds what the
+// warps combine, and then what the block merges.
 template <typename T>
 struct Shared {
   alignas(16) char queries[T::kSlots][T::kQueryStride];  // one row of q for each slot
@@ -64,6 +66,24 @@ __device__ inline float warp_max(float value) {
 
 // 2^(from - to), 0 for an empty part.
 __device__ inline float rescale(float from, float to) { return from == -INFINITY ? 0.0f : exp2_approximate(from - to); }
+
+// How two results are brought to the larger of their maxima.
+struct Factors {
+  float before = 1.0f, after = 1.0f;
+
+  Factors() = default;
+  __device__ Factors(float before_maximum, float after_maximum) {
+    const float maximum = fmaxf(before_maximum, after_maximum);
+    before = rescale(before_maximum, maximum), after = rescale(after_maximum, maximum);
+  }
+  __device__ Factors squared() const {
+    Factors result;
+    result.before = before * before, result.after = after * after;
+    return result;
+  }
+  // Rounds alike wherever it is compiled.
+  __device__ void add(float& sum, float value) const { sum = fmaf(value, after, __fmul_rn(sum, before)); }
+};
 
 template <typename T>
 __device__ void write_column(const DecodeParams& p, const Place& place, int kv_head, int column,
@@ -110,35 +130,35 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int kv_h
   if (lane == 0) p.out_rel_std[row] = spread > 0.0f ? sqrtf(spread * scale / norm) : 0.0f;
 }
 
-// Partial results in the workspace: statistics and sums of a split's slots (columns, then their variances).
+// Partial results in the workspace: statistics and sums of a quad's slots (columns, then their variances).
 template <typename T>
 struct PartRow {
   float* stats;  // [4] f32: maximum, total, norms
   float* sums;   // [head_dim] f32
 
   static __device__ int num_slots(const DecodeParams& p) { return p.columns_per_block * (T::kCertificates ? 2 : 1); }
-  __device__ PartRow(const DecodeParams& p, const Place& place, int split, int slot) {
+  __device__ PartRow(const DecodeParams& p, const Place& place, int quad, int slot) {
     const int64_t row =
-        (static_cast<int64_t>(place.list_row * p.num_column_blocks + place.column_block) * p.split_capacity + split) *
+        (static_cast<int64_t>(place.list_row * p.num_column_blocks + place.column_block) * p.quad_capacity + quad) *
             num_slots(p) +
         slot;
     stats = p.part_stats + row * 4;
     sums = p.part_sums + row * T::kHeadDim;
   }
-  // From the sums of one split to those of the next, in f32.
+  // From the sums of one quad to those of the next, in f32.
   static __device__ int64_t stride(const DecodeParams& p) { return static_cast<int64_t>(num_slots(p)) * T::kHeadDim; }
 };
 
 template <typename T>
-__device__ void store_part(const DecodeParams& p, const Place& place, int split, int column, const ColumnPart<T>& part) {
+__device__ void store_part(const DecodeParams& p, const Place& place, int quad, int column, const ColumnPart<T>& part) {
   constexpr int kEach = ColumnPart<T>::kEach;
   const int lane = threadIdx.x % 32;
-  const PartRow<T> row(p, place, split, column);
+  const PartRow<T> row(p, place, quad, column);
   if (lane == 0) *reinterpret_cast<float4*>(row.stats) = {part.maximum, part.total, 0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < kEach; ++i) row.sums[lane * kEach + i] = part.sums[i];
   if constexpr (!T::kCertificates) return;
-  const PartRow<T> variance(p, place, split, p.columns_per_block + column);
+  const PartRow<T> variance(p, place, quad, p.columns_per_block + column);
   if (lane == 0) *reinterpret_cast<float4*>(variance.stats) = {0.0f, part.variance_total, part.variance_norms, 0.0f};
 #pragma unroll
   for (int i = 0; i < kEach; ++i) variance.sums[lane * kEach + i] = part.variance_sums[i];
@@ -153,7 +173,7 @@ struct PartRows {
 
   static __device__ __forceinline__ void start(const DecodeParams& p, const Place& place, int begin, int end, int slot,
                                                uint32_t memory) {
-    const float* from = PartRow<T>(p, place, begin, slot).sums;  // [splits, stride]; f32
+    const float* from = PartRow<T>(p, place, begin, slot).sums;  // [quads, stride]; f32
     const int64_t stride = PartRow<T>::stride(p);
     const int pieces = min(kAtOnce, end - begin) * kPieces;
 #pragma unroll 4
@@ -181,23 +201,22 @@ struct PartRows {
 
 // Merges the parts of a column. The warp's ring is free.
 template <typename T>
-__device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Place& place, int num_splits, int column,
+__device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Place& place, int num_quads, int column,
                                                      const Stage<T>* ring) {  // ring [num_stages]
   using Parts = PartRows<T>;
   const uint32_t address = shared_address(ring);
   const float* memory = reinterpret_cast<const float*>(ring);  // [kAtOnce, head_dim] f32
   const int lane = threadIdx.x % 32;
-  Parts::start(p, place, 0, num_splits, column, address);
+  Parts::start(p, place, 0, num_quads, column, address);
   float4 stats[2], variance[2] = {};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     stats[h] = {-INFINITY, 0.0f, 0.0f, 0.0f};
-    const int split = lane + 32 * h;
-    if (split >= num_splits) continue;
-    stats[h] = __ldcg(reinterpret_cast<const float4*>(PartRow<T>(p, place, split, column).stats));
+    const int quad = lane + 32 * h;
+    if (quad >= num_quads) continue;
+    stats[h] = __ldcg(reinterpret_cast<const float4*>(PartRow<T>(p, place, quad, column).stats));
     if constexpr (T::kCertificates) {
-      variance[h] =
-          __ldcg(reinterpret_cast<const float4*>(PartRow<T>(p, place, split, p.columns_per_block + column).stats));
+      variance[h] = __ldcg(reinterpret_cast<const float4*>(PartRow<T>(p, place, quad, p.columns_per_block + column).stats));
     }
   }
   ColumnPart<T> merged;
@@ -206,9 +225,9 @@ __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, cons
   merged.total = warp_sum(factors[0] * stats[0].y + factors[1] * stats[1].y);
   const auto add_all = [&](int slot, float(&sums)[Parts::kEach], bool started) {
 #pragma unroll 1
-    for (int begin = 0; begin < num_splits; begin += Parts::kAtOnce) {
-      if (!started) Parts::start(p, place, begin, num_splits, slot, address);
-      Parts::add(begin, num_splits, factors, sums, memory);
+    for (int begin = 0; begin < num_quads; begin += Parts::kAtOnce) {
+      if (!started) Parts::start(p, place, begin, num_quads, slot, address);
+      Parts::add(begin, num_quads, factors, sums, memory);
       started = false;
     }
   };
@@ -222,92 +241,167 @@ __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, cons
   return merged;
 }
 
-// Puts a warp's running sums into shared memory.
+// Adds a leaf, its lanes added, to those before it. An empty side leaves the other's bits as they are.
 template <typename T>
-__device__ __forceinline__ void store_running(const Running<T>& run, int num_columns, Combine<T>& combine) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
+__device__ __forceinline__ void fold(Running<T>& quad, const Running<T>& leaf) {
 #pragma unroll
   for (int n = 0; n < T::kColumnTiles; ++n) {
-    if constexpr (T::kCertificates) {
-      float norms = run.norms[n];
-      norms += __shfl_xor_sync(0xffffffffu, norms, 1);
-      norms += __shfl_xor_sync(0xffffffffu, norms, 2);
-      if (c == 0) combine.norms[warp][n * 8 + g] = norms;
-    }
+    Factors factors[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int slot = n * 8 + 2 * c + e;
-      float total = run.total[n][e];
-#pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2) total += __shfl_xor_sync(0xffffffffu, total, lanes);
-      if (g == 0) combine.maximum[warp][slot] = run.maximum[n][e], combine.total[warp][slot] = total;
-      if (slot % T::kColumns >= num_columns) continue;
-      float* row = combine.sums[warp][slot];  // [head_dim] f32
+      factors[e] = Factors(quad.maximum[n][e], leaf.maximum[n][e]);
+      if (holds_variance<T>(n)) factors[e] = factors[e].squared();
+      quad.maximum[n][e] = fmaxf(quad.maximum[n][e], leaf.maximum[n][e]);
+      factors[e].add(quad.total[n][e], leaf.total[n][e]);
 #pragma unroll
       for (int tile = 0; tile < T::kDimTiles; ++tile) {
-        if constexpr (T::kKvBytes == 2) {
-          row[tile * 16 + g] = run.sums[tile][n][e], row[tile * 16 + g + 8] = run.sums[tile][n][e + 2];
-        } else {
-          *reinterpret_cast<float2*>(row + tile * 16 + 2 * g) = {run.sums[tile][n][e], run.sums[tile][n][e + 2]};
-        }
+        factors[e].add(quad.sums[tile][n][e], leaf.sums[tile][n][e]);
+        factors[e].add(quad.sums[tile][n][e + 2], leaf.sums[tile][n][e + 2]);
       }
+    }
+    if constexpr (T::kCertificates) {
+      const int g = threadIdx.x % 32 / 4;  // the norms' slot
+      const auto of_slot = [&](float even, float odd) {
+        even = __shfl_sync(0xffffffffu, even, g / 2), odd = __shfl_sync(0xffffffffu, odd, g / 2);
+        return g % 2 == 0 ? even : odd;
+      };
+      Factors norms;
+      norms.before = of_slot(factors[0].before, factors[1].before),
+      norms.after = of_slot(factors[0].after, factors[1].after);
+      norms.add(quad.norms[n], leaf.norms[n]);
     }
   }
 }
 
-// A column's sums of all warps.
+// Where slots go: their sums at a multiple of stride in f32, and three statistics each.
+template <typename T, typename Store>
+__device__ __forceinline__ void for_each_slot(const Running<T>& run, int num_columns, Store&& store) {
+  const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+#pragma unroll
+  for (int n = 0; n < T::kColumnTiles; ++n) {
+    // The norms of slots n * 8 + 2c + (0, 1), which other lanes have.
+    float norms[2] = {};
+    if constexpr (T::kCertificates) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) norms[e] = __shfl_sync(0xffffffffu, run.norms[n], (2 * c + e) * 4);
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int slot = n * 8 + 2 * c + e;
+      if (slot % T::kColumns < num_columns) store(n, e, slot, g, norms[e]);
+    }
+  }
+}
+
+// A lane's sums of a slot as a row of head_dim.
 template <typename T>
-__device__ __forceinline__ ColumnPart<T> combine_warps(const Combine<T>& combine, int column) {
+__device__ __forceinline__ void store_sums(const Running<T>& run, int n, int e, float scale,
+                                           float* row) {  // row [head_dim] f32
+  const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+  for (int tile = 0; tile < T::kDimTiles; ++tile) {
+    if constexpr (T::kKvBytes == 2) {
+      row[tile * 16 + g] = run.sums[tile][n][e] * scale, row[tile * 16 + g + 8] = run.sums[tile][n][e + 2] * scale;
+    } else {
+      *reinterpret_cast<float2*>(row + tile * 16 + 2 * g) = {run.sums[tile][n][e] * scale,
+                                                             run.sums[tile][n][e + 2] * scale};
+    }
+  }
+}
+
+// Puts leaves, or their fold, into shared memory, for warps that share a quad.
+template <typename T>
+__device__ __forceinline__ void store_state(const Running<T>& run, int num_columns, Combine<T>& combine, int state) {
+  for_each_slot<T>(run, num_columns, [&](int n, int e, int slot, int g, float norms) {
+    store_sums<T>(run, n, e, 1.0f, combine.sums[state][slot]);
+    if (g == 0) {
+      combine.maximum[state][slot] = run.maximum[n][e], combine.total[state][slot] = run.total[n][e];
+      combine.norms[state][slot] = norms;
+    }
+  });
+}
+
+// Folds a column's states: what fold() does in registers.
+template <typename T>
+__device__ __forceinline__ ColumnPart<T> fold_states(const Combine<T>& combine, int first, int count, int column) {
   constexpr float kUnscale = 1.0f / T::kWeightScale;
   constexpr int kEach = ColumnPart<T>::kEach;
   const int lane = threadIdx.x % 32, variance = T::kColumns % T::kSlots + column;
   ColumnPart<T> part;
 #pragma unroll
-  for (int w = 0; w < T::kWarps; ++w) part.maximum = fmaxf(part.maximum, combine.maximum[w][column]);
+  for (int i = 0; i < kQuadLeaves; ++i) {
+    if (i >= count) break;
+    const int state = first + i;
+    const Factors factors(part.maximum, combine.maximum[state][column]);
+    part.maximum = fmaxf(part.maximum, combine.maximum[state][column]);
+    factors.add(part.total, combine.total[state][column]);
 #pragma unroll
-  for (int w = 0; w < T::kWarps; ++w) {
-    const float factor = rescale(combine.maximum[w][column], part.maximum) * kUnscale;
-    part.total += factor * combine.total[w][column];
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) part.sums[i] += factor * combine.sums[w][column][lane * kEach + i];
+    for (int j = 0; j < kEach; ++j) factors.add(part.sums[j], combine.sums[state][column][lane * kEach + j]);
     if constexpr (T::kCertificates) {
-      const float squared = factor * factor * T::kWeightScale;
-      part.variance_total += squared * combine.total[w][variance];
-      part.variance_norms += squared * combine.norms[w][variance];
+      const Factors squared = factors.squared();
+      squared.add(part.variance_total, combine.total[state][variance]);
+      squared.add(part.variance_norms, combine.norms[state][variance]);
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) part.variance_sums[i] += squared * combine.sums[w][variance][lane * kEach + i];
+      for (int j = 0; j < kEach; ++j) squared.add(part.variance_sums[j], combine.sums[state][variance][lane * kEach + j]);
     }
   }
+  part.total *= kUnscale, part.variance_total *= kUnscale, part.variance_norms *= kUnscale;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) part.sums[i] *= kUnscale, part.variance_sums[i] *= kUnscale;
   return part;
 }
 
-// Writes the results of a list of one split. Stores the part of one of several; the block that is last then merges all of them.
+// Stores the part of a quad that one warp has: what store_part does for one that several share.
 template <typename T>
-__device__ __forceinline__ void finish_split(const DecodeParams& p, const Work& work, int split, const Running<T>& run,
-                                             Shared<T>& shared) {
-  const int warp = threadIdx.x / 32, num_splits = work.extent.num_splits;
+__device__ __forceinline__ void store_quad(const DecodeParams& p, const Place& place, int quad, const Running<T>& run) {
+  constexpr float kUnscale = 1.0f / T::kWeightScale;
+  for_each_slot<T>(run, place.num_columns, [&](int n, int e, int slot, int g, float norms) {
+    const bool variance = slot >= T::kColumns;
+    const PartRow<T> row(p, place, quad, variance ? p.columns_per_block + slot - T::kColumns : slot);
+    store_sums<T>(run, n, e, kUnscale, row.sums);
+    if (g != 0) return;
+    *reinterpret_cast<float4*>(row.stats) = {variance ? 0.0f : run.maximum[n][e], run.total[n][e] * kUnscale,
+                                             variance ? norms * kUnscale : 0.0f, 0.0f};
+  });
+}
+
+// What the warps of a block have when all rows are read: their quad's leaves, folded as far as they are the first; the last apart from
+// them if it is a second warp of two. Writes the results of a list of one quad. Else stores parts, and the block that is last merges all.
+template <typename T>
+__device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, int num_quads, const Shares& shares,
+                                       const Running<T>& folded, const Running<T>& leaf, Shared<T>& shared) {
+  const int warp = threadIdx.x / 32;
   const Place& place = work.place;
-  store_running<T>(run, place.num_columns, shared.combine());
-  __syncthreads();
-  for (int column = warp; column < place.num_columns; column += T::kWarps) {
-    const ColumnPart<T> part = combine_warps<T>(shared.combine(), column);
-    if (num_splits == 1) {
-      write_column<T>(p, place, work.kv_head, column, part);
-    } else {
-      store_part<T>(p, place, split, column, part);
+  if (shares.warps_per_quad > 1) {
+    const bool two = shares.warps_per_quad == 2;
+    __syncthreads();  // all rows are read
+    store_state<T>(folded, place.num_columns, shared.combine(), two ? warp / 2 * 3 + warp % 2 : warp);
+    if (two && warp % 2 == 1) store_state<T>(leaf, place.num_columns, shared.combine(), warp / 2 * 3 + 2);
+    __syncthreads();
+    const int quads = two ? 2 : 1;
+    for (int task = warp; task < quads * place.num_columns; task += T::kWarps) {
+      const int which = task >= place.num_columns ? 1 : 0, column = task - which * place.num_columns;
+      const int quad = blockIdx.x * quads + which;
+      if (quad >= num_quads) break;
+      const ColumnPart<T> part = fold_states<T>(shared.combine(), which * 3, two ? 3 : 4, column);
+      if (num_quads == 1) {
+        write_column<T>(p, place, work.kv_head, column, part);
+      } else {
+        store_part<T>(p, place, quad, column, part);
+      }
     }
   }
-  if (num_splits == 1) return;
+  if (num_quads == 1) return;
   __syncthreads();
   if (threadIdx.x == 0) {
     int32_t* counter = p.counters + place.list_row * p.num_column_blocks + place.column_block;  // [1] i32
-    shared.last = arrive(counter) == num_splits - 1 ? 1 : 0;
+    shared.last = arrive(counter) == shares.blocks - 1 ? 1 : 0;
     if (shared.last != 0) *counter = 0;  // for the next run
   }
   __syncthreads();
   if (shared.last == 0) return;
   for (int column = warp; column < place.num_columns; column += T::kWarps) {
-    write_column<T>(p, place, work.kv_head, column, merge_parts<T>(p, place, num_splits, column, shared.ring(p, warp)));
+    write_column<T>(p, place, work.kv_head, column, merge_parts<T>(p, place, num_quads, column, shared.ring(p, warp)));
   }
 }
 

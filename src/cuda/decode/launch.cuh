@@ -11,8 +11,8 @@ template <typename T>
 cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
   DecodeParams p = launch.params;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(launch.grid_splits), static_cast<unsigned>(p.num_lists * p.num_column_blocks),
-                        static_cast<unsigned>(launch.batch));
+  config.gridDim = dim3(static_cast<unsigned>(launch.blocks_per_list),
+                        static_cast<unsigned>(p.num_lists * p.num_column_blocks), static_cast<unsigned>(launch.batch));
   config.blockDim = dim3(T::kThreads);
   config.stream = stream;
   // A stage more where there are no more blocks than multiprocessors and two blocks still fit, this kernel's and the next one's.

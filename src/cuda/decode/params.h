@@ -1,8 +1,9 @@
-// What the decode kernel is launched with, and how a list is cut into splits: one rule for host and device.
+// What the decode kernel is launched with, and how a list is cut: one rule for host and device.
 //
-// A list of n tokens (or all kv_len tokens) is cut into splits of split_tokens(n) tokens each. The cut depends on n alone, never
-// on the batch or the device, so a request gives the same bits in any company. Blocks attend to one split each; whichever
-// block of a list is last merges the parts, in ascending order.
+// A list of n tokens (or all kv_len tokens) is cut into steps of 16 tokens, steps into leaves, and every four leaves are a quad. A warp
+// starts each leaf afresh; a quad is the fold of its leaves, the list the merge of its quads, both in ascending order. All of
+// that depends on n alone, never on the batch or the device, so a request gives the same bits in any company. What does depend on
+// the number of lists is how many warps share a quad, so that blocks are as many as the device holds at a time.
 #pragma once
 
 #include <cstdint>
@@ -15,24 +16,60 @@
 
 namespace rarefy::cuda {
 
-inline constexpr int32_t kMaxSplits = 48, kFewSplits = 12;
-inline constexpr int32_t kSmallSplit = 64;  // tokens: a step of 16 for each of four warps
+inline constexpr int32_t kStepTokens = 16;  // rows of one matrix instruction
+inline constexpr int32_t kBlockWarps = 4, kQuadLeaves = 4;
+inline constexpr int32_t kFewQuads = 8, kMaxQuads = 32;
+// Two keep enough rows under way; registers for a third would spill, and a spilled register waits behind the rows.
+inline constexpr int32_t kBlocksPerMultiprocessor = 2;
 
 RAREFY_HOST_DEVICE constexpr int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-// Into how many splits a list of n tokens is cut at most. 132 multiprocessors hold 396 blocks: 48 splits of 8 lists are about as many,
-// or 12 splits of 32 lists; more than 12 splits of a short list spend more on starting and merging than they save on rows.
-RAREFY_HOST_DEVICE constexpr int32_t wanted_splits(int32_t n) {
-  return n <= 4096 ? kFewSplits : n <= 8192 ? 2 * kFewSplits : kMaxSplits;
-}
-// Tokens in every split of a list of n > 0 tokens but the last.
-RAREFY_HOST_DEVICE constexpr int32_t split_tokens(int32_t n) {
-  return n <= kFewSplits * kSmallSplit ? kSmallSplit : ceil_div(n, wanted_splits(n) * kSmallSplit) * kSmallSplit;
-}
-RAREFY_HOST_DEVICE constexpr int32_t num_splits(int32_t n) { return n <= 0 ? 1 : ceil_div(n, split_tokens(n)); }
-// The most splits that any list of at most n tokens has.
-RAREFY_HOST_DEVICE constexpr int32_t max_splits(int32_t n) {
-  return n <= kFewSplits * kSmallSplit ? num_splits(n) : wanted_splits(n);
+// How a list of n tokens is cut.
+struct Cut {
+  int32_t quads = 1, short_leaf = 1, long_leaves = 0;  // leaves have short_leaf steps, the first long_leaves one more
+
+  // Powers of two, so that quads can be dealt out evenly. A multiprocessor is to have one block or two: 32 quads of 8 lists are 256 blocks
+  // for 132 multiprocessors, or 8 quads of 32 lists. More quads of a short list spend more on starting and merging than they save on rows.
+  RAREFY_HOST_DEVICE constexpr explicit Cut(int32_t n) {
+    const uint32_t steps = n > kStepTokens ? static_cast<uint32_t>(n - 1) / kStepTokens + 1 : 1;
+    const uint32_t wanted = n <= 4096 ? kFewQuads : n <= 8192 ? 2 * kFewQuads : kMaxQuads;
+    const uint32_t most = (steps + kQuadLeaves - 1) / kQuadLeaves, chosen = most < wanted ? most : wanted;
+    quads = static_cast<int32_t>(chosen);
+    short_leaf = static_cast<int32_t>(steps / (chosen * kQuadLeaves));
+    long_leaves = static_cast<int32_t>(steps % (chosen * kQuadLeaves));
+  }
+  // Where a leaf begins; that of 4 * quads is the end.
+  RAREFY_HOST_DEVICE constexpr int32_t first_step(int32_t leaf) const {
+    return leaf * short_leaf + (leaf < long_leaves ? leaf : long_leaves);
+  }
+};
+
+// Who works on a list for which there are `blocks` blocks: four warps, two or one on a quad, or a warp on several quads.
+struct Shares {
+  int32_t blocks = 1, warps_per_quad = 4;
+
+  RAREFY_HOST_DEVICE constexpr Shares(int32_t quads, int32_t most_blocks) {
+    warps_per_quad = quads <= most_blocks ? 4 : quads <= 2 * most_blocks ? 2 : 1;
+    blocks = warps_per_quad == 1 ? most_blocks : ceil_div(quads * warps_per_quad, kBlockWarps);
+  }
+  // First leaf of a warp, counted over the blocks; that of the next warp is the end.
+  RAREFY_HOST_DEVICE constexpr int32_t first_leaf(int32_t quads, int32_t warp) const {
+    if (warps_per_quad == 1) return kQuadLeaves * (quads * warp / (kBlockWarps * blocks));
+    const int32_t leaf = warp * (kQuadLeaves / warps_per_quad), all = kQuadLeaves * quads;
+    return leaf < all ? leaf : all;
+  }
+};
+
+// Blocks for each list where the longest has n tokens. What `room` blocks start together, they end together: a list in half the
+// blocks takes twice as long, a second wave of blocks too, and starting one costs about a twentieth of a whole list.
+constexpr int32_t blocks_per_list(int32_t n, int64_t num_lists, int32_t room) {
+  const int32_t quads = Cut(n).quads;
+  int64_t best = 1, best_cost = 0;
+  for (int64_t blocks = 1;; blocks = blocks * 2 < quads ? blocks * 2 : quads) {
+    const int64_t cost = (num_lists * blocks + room - 1) / room * (20 + blocks);  // over blocks
+    if (best_cost == 0 || cost * best < best_cost * blocks) best = blocks, best_cost = cost;
+    if (blocks == quads) return static_cast<int32_t>(best);
+  }
 }
 
 // First bytes of a workspace: what check() reports. Zero when all is well.
@@ -74,13 +111,16 @@ struct DecodeParams {
   float* out_rel_std;                            // [batch, num_queries, num_q_heads] f32; nullable
   ErrorRecord* error;                            // not a tensor
   int32_t* counters;                             // [batch, num_lists, num_column_blocks] i32; zero between runs
-  float* part_stats;  // [batch, num_lists, num_column_blocks, split_capacity, slots, 4] f32; maximum, sum, norms, unused
-  float* part_sums;   // [batch, num_lists, num_column_blocks, split_capacity, slots, head_dim] f32
-  int32_t full_split_tokens;     // split_tokens(max_selected), and two more numbers for prefetching:
+  float* part_stats;    // [batch, num_lists, num_column_blocks, quad_capacity, slots, 4] f32; maximum, sum, norms, unused
+  float* part_sums;     // [batch, num_lists, num_column_blocks, quad_capacity, slots, head_dim] f32
+  int32_t full_tokens;  // of a list as long as it can be
+  Cut full{0};          // its cut,
+  Shares full_shares{1, 1};      // its shares,
+  int32_t full_block_tokens;     // and about as many tokens of it has a block; two more numbers for prefetching:
   int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
   int32_t prefetch_sequences;    // about as many sequences are worked on at a time
   int32_t num_stages;            // of each warp's ring
-  int32_t split_capacity;        // splits that the workspace has room for, per list
+  int32_t quad_capacity;         // quads that the workspace has room for, per list
 };
 
 }  // namespace rarefy::cuda

@@ -14,10 +14,10 @@ namespace rarefy::cuda {
 // What a step attends to: 16 tokens.
 template <typename T>
 struct alignas(16) Stage {
-  char keys[T::kStepTokens][T::kRowStride], values[T::kStepTokens][T::kRowStride];
-  float log2_weight[T::kStepTokens];                     // log weight in log2 units; -inf for what fills the step up
-  float missing[T::kCertificates ? T::kStepTokens : 4];  // 1 - inclusion probability
-  int token[T::kStepTokens];                             // token id; with several queries
+  char keys[kStepTokens][T::kRowStride], values[kStepTokens][T::kRowStride];
+  float log2_weight[kStepTokens];                     // log weight in log2 units; -inf for what fills the step up
+  float missing[T::kCertificates ? kStepTokens : 4];  // 1 - inclusion probability
+  int token[kStepTokens];                             // token id; with several queries
 };
 
 template <typename T>
@@ -34,14 +34,17 @@ class Rows {
     asm volatile("" : "+l"(keys_), "+l"(values_), "+l"(list_), "+l"(table_), "+r"(to_));
   }
 
-  // To the steps of a split.
-  __device__ __forceinline__ void begin(const DecodeParams& p, const Work& work, int split) {
-    begin_ = split * work.extent.split_tokens + warp() * T::kStepTokens;
-    end_ = min((split + 1) * work.extent.split_tokens, work.extent.num_tokens);
+  // To the warp's steps among those of the list.
+  __device__ __forceinline__ void begin(const DecodeParams& p, const Work& work, int first_step, int end_step) {
+    begin_ = first_step * kStepTokens;
+    end_ = min(end_step * kStepTokens, work.extent.num_tokens);
     next_ = read_ = ring_;
-    num_steps_ = begin_ < end_ ? (end_ - begin_ + kStride - 1) / kStride : 0;
+    num_steps_ = end_step - first_step;
     load_entries(p, work, 0, soon_);
     load_entries(p, work, 1, later_);
+  }
+  // Once the sequence's length is known.
+  __device__ __forceinline__ void look_up_first(const DecodeParams& p, const Work& work) {
     soon_.page = look_up(p, work, soon_);
   }
 
@@ -69,8 +72,6 @@ class Rows {
   }
 
  private:
-  static constexpr int kStride = T::kWarps * T::kStepTokens;  // a warp has every kWarps-th step of the split
-
   // Of two steps: lanes 0 to 15 hold the tokens of the first, the others those of the second.
   struct Entries {
     int token, page;
@@ -78,8 +79,7 @@ class Rows {
   };
 
   static __device__ int lane() { return threadIdx.x % 32; }
-  static __device__ int warp() { return threadIdx.x / 32; }
-  __device__ int position(int pair) const { return begin_ + (2 * pair + lane() / 16) * kStride + lane() % 16; }
+  __device__ int position(int pair) const { return begin_ + pair * 2 * kStepTokens + lane(); }
 
   __device__ __forceinline__ void load_entries(const DecodeParams& p, const Work& work, int pair, Entries& entries) const {
     const int at = position(pair);
@@ -118,7 +118,7 @@ class Rows {
   }
 
   __device__ __forceinline__ void copy(const DecodeParams& p, int half) const {
-    constexpr int kRowsAtOnce = 32 / (T::kRowBytes / 16), kTurns = T::kStepTokens / kRowsAtOnce;
+    constexpr int kRowsAtOnce = 32 / (T::kRowBytes / 16), kTurns = kStepTokens / kRowsAtOnce;
     if (lane() / 16 == half) {
       const uint32_t entry = next_ + lane() % 16 * 4;
       store_shared(entry + offsetof(Stage<T>, log2_weight), log2_weight_);
@@ -151,7 +151,7 @@ class Rows {
   const char* values_;           // the same
   int64_t list_;                 // where the list's ids and weights begin
   const int32_t* table_;         // [max_pages] i32
-  int begin_, end_, num_steps_;  // positions in the list: the warp's first, the end of the split
+  int begin_, end_, num_steps_;  // positions in the list: the warp's first, the end of its share
   Entries soon_, later_;         // pages on their way, ids on their way
   uint32_t row_ = 0;             // of the pair whose rows are copied: offset in units of 16 bytes
   uint32_t good_rows_ = 0;       // which lanes have one

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda/decode/params.h"
+
 namespace rarefy::cuda {
 
 // kKvBytes: bytes of a stored element (2, or 1 for e4m3). kBf16: matrix products in bf16, else f16; also the type of q.
@@ -12,16 +14,14 @@ template <int kHeadDim_, int kKvBytes_, bool kBf16_, int kColumnTiles_, bool kCe
 struct DecodeTraits {
   static constexpr int kHeadDim = kHeadDim_, kKvBytes = kKvBytes_, kColumnTiles = kColumnTiles_;
   static constexpr bool kBf16 = kBf16_, kCertificates = kCertificates_;
-  static constexpr int kWarps = 4, kThreads = 32 * kWarps;
+  static constexpr int kWarps = kBlockWarps, kThreads = 32 * kWarps;
   static constexpr int kSlots = 8 * kColumnTiles, kColumns = kCertificates ? kSlots / 2 : kSlots;
   static constexpr int kDimTiles = kHeadDim / 16;
-  static constexpr int kStepTokens = 16;  // rows of one matrix instruction
   // The pad of 16 bytes spreads the eight rows that ldmatrix reads at a time over the banks.
   static constexpr int kRowBytes = kHeadDim * kKvBytes, kRowStride = kRowBytes + 16;
   static constexpr int kQueryStride = kHeadDim * 2 + 16;
-  // 12 to 16 KB of rows a warp in three blocks on a multiprocessor: so much may be under way at any time. A launch may add a stage.
+  // 12 to 16 KB of rows a warp: so much may be under way at any time. A launch may add a stage.
   static constexpr int kStages = kRowBytes >= 512 ? 1 : kRowBytes >= 256 ? 2 : kRowBytes >= 128 ? 3 : 4;
-  static constexpr int kBlocksPerMultiprocessor = kColumnTiles == 1 && (kHeadDim <= 128 || !kCertificates) ? 3 : 2;
   // log2 of how far a weight may exceed 1 before the running maximum follows: squared and scaled weights must stay finite.
   static constexpr float kSlackBits = kBf16 ? 8.0f : 1.0f;
   // f16 weights are scaled so that those 2^-24 of the largest keep 11 bits.

@@ -47,9 +47,9 @@ struct Place {
   }
 };
 
-// How long the list is and how it is cut.
+// How long the list is.
 struct Extent {
-  int kv_len, num_tokens, num_splits, split_tokens;
+  int kv_len, num_tokens;
   bool dense;
 
   Extent() = default;
@@ -66,11 +66,6 @@ struct Extent {
     }
     dense = count == -1;
     num_tokens = dense ? kv_len : count;
-    split_tokens = cuda::split_tokens(num_tokens);
-    num_splits =
-        num_tokens <= split_tokens
-            ? 1
-            : static_cast<int>(static_cast<unsigned>(num_tokens + split_tokens - 1) / static_cast<unsigned>(split_tokens));
   }
 };
 
@@ -92,8 +87,8 @@ __device__ __forceinline__ void prefetch_lists(const DecodeParams& p, const Plac
     if (entry < p.max_pages) prefetch_l2(p.page_table + static_cast<int64_t>(place.sequence) * p.max_pages + entry);
   }
   if (p.token_ids == nullptr) return;
-  const int half = threads / 2, position = blockIdx.x * p.full_split_tokens + (thread % half) * 32;
-  if (thread % half * 32 >= p.full_split_tokens || position >= p.max_selected) return;
+  const int half = threads / 2, position = blockIdx.x * p.full_block_tokens + (thread % half) * 32;
+  if (thread % half * 32 >= p.full_block_tokens || position >= p.max_selected) return;
   const int32_t* ids = p.token_ids;  // [batch, num_lists, max_selected] i32; weights have the same layout
   if (thread >= half) ids = reinterpret_cast<const int32_t*>(p.log_weight);
   if (ids == nullptr) return;
