@@ -103,20 +103,16 @@ void score(benchmark::State& state, const std::string& name) {
 }
 
 void filter(benchmark::State& state) {
-  const auto scores =
-      normal(int64_t{kGroup} * kNumTokens + rarefy::cpu::kCandidatePadding, 2.0f);  // [group, num_tokens] f32
-  const std::vector<float> log_sums(kGroup, 9.6f);                                  // [group] f32
-  std::vector<float> maxima(kGroup), kept(kNumTokens + rarefy::cpu::kCandidatePadding);
+  auto scores = normal(kNumTokens, 2.0f);  // [num_tokens] f32
+  for (float& score : scores) score -= 9.6f;
+  std::vector<float> kept(kNumTokens + rarefy::cpu::kCandidatePadding);
   std::vector<int32_t> token_ids(kept.size());
   rarefy::cpu::CandidateFilter candidates;
-  candidates.num_queries = kGroup;
-  candidates.log_sums = log_sums.data();
   candidates.key = {1, 2};
   candidates.keep_keys_above(-3.0f);
   int32_t count = 0;
   for (auto _ : state) {
-    count = rarefy::cpu::filter_candidates(candidates, scores.data(), kNumTokens, 0, kNumTokens, maxima.data(),
-                                           token_ids.data(), kept.data());
+    count = rarefy::cpu::filter_candidates(candidates, scores.data(), 0, kNumTokens, token_ids.data(), kept.data()).count;
     benchmark::DoNotOptimize(count);
   }
   state.SetItemsProcessed(state.iterations() * kNumTokens);

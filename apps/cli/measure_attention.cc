@@ -7,6 +7,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 
 #include "bench_attention.h"
@@ -14,8 +15,7 @@
 #include "policy_text.h"
 #include "rarefy/attention/decode.h"
 #include "rarefy/core/device.h"
-#include "rarefy/select/registry.h"
-#include "rarefy/select/selection.h"
+#include "rarefy/engine/sparse_step.h"
 
 namespace rarefy::cli {
 namespace {
@@ -193,29 +193,26 @@ DecodeProblem problem_of(const AttentionBenchCase& description, DType q_dtype, i
 struct PolicyArm {
   PolicyArm(const AttentionBenchCase& description, const std::string& text, BenchCache& cache, int32_t num_layers)
       : policy(read_policy(text)),
-        plan(unwrap(DecodePlan::make(DecodeOp::sparse, Device{}, problem_of(description, DType::f32, 1)), ExitCode::usage)),
-        workspace(plan.workspace_bytes()) {
+        shape{num_layers, description.num_kv_heads, description.num_q_heads / description.num_kv_heads,
+              description.head_dim, description.kv_dtype} {
     if (policy.layer_is_dense(0, description.kv_len)) {
       fail(ExitCode::usage, fmt::format("policy {}: expected one that is sparse at kv_len={}; see rarefy policy explain",
                                         text, description.kv_len));
     }
-    const SelectorShape shape{num_layers, description.num_kv_heads, description.num_q_heads / description.num_kv_heads,
-                              description.head_dim, description.kv_dtype};
-    selector = unwrap(make_selector(policy.index, shape), ExitCode::usage);
-    selection.emplace_back(unwrap(Selection::make(policy, selector, shape, *cache.cache), ExitCode::usage));
+    plan = unwrap(SparseStepPlan::make(policy, shape, problem_of(description, DType::f32, 1), description.kv_len + 1),
+                  ExitCode::usage);
+    step.emplace(unwrap(SparseStep::make(plan, *cache.cache), ExitCode::usage));
     for (KvSequence& sequence : cache.sequences) {
-      for (int32_t layer = 0; layer < num_layers; ++layer) check(selection[0].update_index(sequence, layer));
+      for (int32_t layer = 0; layer < num_layers; ++layer) check(step->update_index(sequence, layer));
     }
-    set.resize(1, description.num_kv_heads, policy.total_tokens(0, description.kv_len + 1) + 1);
   }
 
   Policy policy;
-  DecodePlan plan;
-  Workspace workspace;
-  std::shared_ptr<const Selector> selector;
-  std::vector<Selection> selection;  // one
-  IndexSet set;
-  SelectionCost cost;  // over all calls
+  SelectorShape shape;
+  std::shared_ptr<const SparseStepPlan> plan;
+  std::optional<SparseStep> step;
+  SparseStepResult result;
+  Traffic traffic;  // over all calls
   int64_t num_calls = 0;
 };
 
@@ -252,8 +249,7 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
 
   const size_t row_elements = static_cast<size_t>(description.num_q_heads) * static_cast<size_t>(description.head_dim);
   const size_t elements = row_elements * static_cast<size_t>(description.batch);
-  std::vector<float> q(elements), out(elements), new_row(row_elements), lse(elements), rel_std(elements),
-      out_rel_std(elements);
+  std::vector<float> q(elements), out(elements), new_row(row_elements), lse(elements);
   std::vector<uint32_t> q_typed(elements);  // room for any q_dtype
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
@@ -283,7 +279,7 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
              {}};
   for (const auto& arm : policy_arms) {
     arms.push_back({"append_select_attend",
-                    std::string(arm->plan.implementation()),
+                    std::string(arm->plan->sparse.implementation()),
                     arm->policy.to_string(),
                     arm->policy.to_string(),
                     DType::f32,
@@ -317,30 +313,20 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
       const double start = now_us();
       check(kv.begin_append(1));
       check(kv.write(layer, new_row.data(), new_row.data()));
-      check(arm.selection[0].update_index(kv, layer));
+      check(arm.step->update_index(kv, layer));
       SelectionStep selection_step;
       selection_step.layer = layer;
       selection_step.scale = 1.0f / std::sqrt(static_cast<float>(description.head_dim));
       selection_step.seed = static_cast<uint64_t>(seed);
       selection_step.position = description.kv_len;
       selection_step.q = q.data() + static_cast<size_t>(sequence) * row_elements;
-      SelectionCost cost;
-      check(arm.selection[0].select(kv, selection_step, arm.set, cost));
-      DecodeArgs args;
-      args.scale = selection_step.scale;
-      args.q = selection_step.q;
-      args.kv = kv.view(layer);
-      args.index = arm.set.view();
-      args.out = out.data() + static_cast<size_t>(sequence) * row_elements;
-      args.rel_std = rel_std.data();
-      args.out_rel_std = out_rel_std.data();
-      arm.workspace.give(args);
-      check(arm.plan.run(args));
+      check(arm.step->run(kv, selection_step, out.data() + static_cast<size_t>(sequence) * row_elements, arm.result));
       time += now_us() - start;
       kv.abort_append();
       ++arm.num_calls;
-      arm.cost.tokens_selected += cost.tokens_selected;
-      arm.cost.index_bytes += cost.index_bytes;
+      arm.traffic.tokens_read += arm.result.traffic.tokens_read;
+      arm.traffic.row_bytes += arm.result.traffic.row_bytes;
+      arm.traffic.index_bytes += arm.result.traffic.index_bytes;
     }
     return time;
   };
@@ -365,11 +351,8 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
   for (size_t i = 0; i < policy_arms.size(); ++i) {
     const PolicyArm& arm = *policy_arms[i];
     const auto calls = static_cast<double>(arm.num_calls);
-    arms[3 + i].num_selected =
-        std::lround(static_cast<double>(arm.cost.tokens_selected) / calls / description.num_kv_heads);
-    arms[3 + i].bytes =
-        (row_bytes * static_cast<double>(arm.cost.tokens_selected) + static_cast<double>(arm.cost.index_bytes)) / calls *
-        description.batch;
+    arms[3 + i].num_selected = std::lround(static_cast<double>(arm.traffic.tokens_read) / calls / description.num_kv_heads);
+    arms[3 + i].bytes = static_cast<double>(arm.traffic.row_bytes + arm.traffic.index_bytes) / calls * description.batch;
   }
   return arms;
 }

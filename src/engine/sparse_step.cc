@@ -63,8 +63,12 @@ Expected<std::shared_ptr<const SparseStepPlan>> SparseStepPlan::make(const Polic
   }
   RAREFY_ASSIGN_OR_RETURN(DecodePlan sparse_plan, DecodePlan::make(DecodeOp::sparse, Device{}, sparse));
   RAREFY_ASSIGN_OR_RETURN(DecodePlan dense_plan, DecodePlan::make(DecodeOp::dense, Device{}, problem));
-  return std::make_shared<const SparseStepPlan>(
-      SparseStepPlan{policy, std::move(selector), shape, std::move(sparse_plan), std::move(dense_plan)});
+  sparse.num_q_heads = shape.group;
+  sparse.num_kv_heads = 1;
+  sparse.max_batch = 1;
+  RAREFY_ASSIGN_OR_RETURN(DecodePlan one_list_plan, DecodePlan::make(DecodeOp::sparse, Device{}, sparse));
+  return std::make_shared<const SparseStepPlan>(SparseStepPlan{policy, std::move(selector), shape, std::move(sparse_plan),
+                                                               std::move(dense_plan), std::move(one_list_plan)});
 }
 
 class SparseStep::Impl {
@@ -91,6 +95,11 @@ class SparseStep::Impl {
   }
   bool bounded() const { return plan_->policy.certify == Certify::bounded; }
   Status attend(const DecodePlan& plan, DecodeArgs args);
+  // Attends to one of the lists of args_, by the memory of a thread.
+  Status attend_list(int32_t list, int32_t thread);
+  void set_args(const KvSequence& sequence, const SelectionStep& where, const IndexSetView& lists, float* out,
+                SparseStepResult& result);
+  void count_traffic(SparseStepResult& result) const;
 
   // Tokens that the next attempt gives a list: 0 when it is accepted, kAllTokens when only dense attention is left.
   int32_t next_tokens(int32_t list, float* out, SparseStepResult& result);
@@ -107,6 +116,8 @@ class SparseStep::Impl {
   TokenBudget budget_;
   int32_t max_tokens_ = 0;  // of one list
   AlignedBuffer workspace_;
+  std::vector<AlignedBuffer> list_workspaces_;    // [threads]
+  std::vector<Status> list_results_;              // [num_lists]
   std::vector<int32_t> tokens_, counts_;          // [num_lists] i32
   std::vector<float> list_lse_;                   // [num_q_heads] f32; of the lists
   std::vector<float> retry_lse_;                  // [num_q_heads] f32
@@ -124,11 +135,44 @@ Status SparseStep::Impl::attend(const DecodePlan& plan, DecodeArgs args) {
   return plan.run(args);
 }
 
+// One list gives the same bits alone and beside others.
+Status SparseStep::Impl::attend_list(int32_t list, int32_t thread) {
+  const int32_t first_head = list * plan_->shape.group;
+  const int64_t first_row = int64_t{first_head} * plan_->shape.head_dim;
+  DecodeArgs args = args_;
+  args.q = static_cast<const float*>(args.q) + first_row;
+  args.out = static_cast<float*>(args.out) + first_row;
+  for (float** of_heads : {&args.lse, &args.rel_std, &args.out_rel_std}) *of_heads += first_head;
+  const int64_t kv_offset = list * args.kv.head_stride * static_cast<int64_t>(size_of(args.kv.dtype));
+  args.kv.keys = static_cast<const std::byte*>(args.kv.keys) + kv_offset;
+  args.kv.values = static_cast<const std::byte*>(args.kv.values) + kv_offset;
+  args.kv.num_kv_heads = 1;
+  args.index.num_lists = 1;
+  args.index.token_ids += int64_t{list} * args.index.max_selected;
+  args.index.log_weight += int64_t{list} * args.index.max_selected;
+  args.index.counts += list;
+  args.workspace_bytes = plan_->one_list.workspace_bytes();
+  args.workspace = list_workspaces_[static_cast<size_t>(thread)].reserve(args.workspace_bytes);
+  return plan_->one_list.run(args);
+}
+
 Status SparseStep::Impl::run(const KvSequence& sequence, const SelectionStep& where, float* out, SparseStepResult& result) {
   const Policy& policy = plan_->policy;
   SelectionCost cost;
-  RAREFY_RETURN_IF_ERROR(selection_.select(sequence, where, set_, cost));
-  RAREFY_RETURN_IF_ERROR(run_lists(sequence, where, set_.view(), out, result));
+  if (num_threads() <=
+      num_lists()) {  // every thread has lists of its own: it attends to them while their rows are in its cache
+    set_args(sequence, where, set_.view(), out, result);
+    list_workspaces_.resize(static_cast<size_t>(num_threads()));
+    list_results_.assign(static_cast<size_t>(num_lists()), {});
+    RAREFY_RETURN_IF_ERROR(selection_.select(sequence, where, set_, cost, [&](int32_t list, int32_t thread) {
+      list_results_[static_cast<size_t>(list)] = attend_list(list, thread);
+    }));
+    for (const Status& status : list_results_) RAREFY_RETURN_IF_ERROR(status);
+    count_traffic(result);
+  } else {
+    RAREFY_RETURN_IF_ERROR(selection_.select(sequence, where, set_, cost));
+    RAREFY_RETURN_IF_ERROR(run_lists(sequence, where, set_.view(), out, result));
+  }
   result.traffic.index_bytes = cost.index_bytes;
   if (policy.eps == 0.0) return {};
 
@@ -285,8 +329,8 @@ Status SparseStep::Impl::retry(const KvSequence& sequence, SelectionStep where, 
   return {};
 }
 
-Status SparseStep::Impl::run_lists(const KvSequence& sequence, const SelectionStep& where, const IndexSetView& lists,
-                                   float* out, SparseStepResult& result) {
+void SparseStep::Impl::set_args(const KvSequence& sequence, const SelectionStep& where, const IndexSetView& lists,
+                                float* out, SparseStepResult& result) {
   list_lse_.resize(static_cast<size_t>(num_q_heads()));
   result.rel_std.resize(static_cast<size_t>(num_q_heads()));
   result.out_rel_std.resize(static_cast<size_t>(num_q_heads()));
@@ -301,9 +345,19 @@ Status SparseStep::Impl::run_lists(const KvSequence& sequence, const SelectionSt
   args_.lse = list_lse_.data();
   args_.rel_std = result.rel_std.data();
   args_.out_rel_std = result.out_rel_std.data();
-  RAREFY_RETURN_IF_ERROR(attend(plan_->sparse, args_));
+}
 
-  const int64_t kv_len = sequence.length() + sequence.pending();
+Status SparseStep::Impl::run_lists(const KvSequence& sequence, const SelectionStep& where, const IndexSetView& lists,
+                                   float* out, SparseStepResult& result) {
+  set_args(sequence, where, lists, out, result);
+  RAREFY_RETURN_IF_ERROR(attend(plan_->sparse, args_));
+  count_traffic(result);
+  return {};
+}
+
+void SparseStep::Impl::count_traffic(SparseStepResult& result) const {
+  const IndexSetView& lists = args_.index;
+  const int64_t kv_len = args_.kv.kv_lens[0];
   result.traffic = {};
   result.traffic.sparse_layer_steps = 1;
   for (int32_t list = 0; list < lists.num_lists; ++list) {
@@ -312,7 +366,6 @@ Status SparseStep::Impl::run_lists(const KvSequence& sequence, const SelectionSt
   }
   result.traffic.row_bytes = result.traffic.tokens_read * row_bytes();
   result.traffic.dense_bytes = result.traffic.tokens_cached * row_bytes();
-  return {};
 }
 
 Status SparseStep::Impl::audit(const float* out, SparseStepAudit& audit) {

@@ -174,8 +174,9 @@ void CentredSignSelector::prepare(HeadId, const float* q, std::byte* state) cons
   }
 }
 
-void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& blocks, float* scores,
-                                int64_t score_stride) const {
+template <typename Write>
+void CentredSignSelector::for_runs(const std::byte* state, const ScoreBlocks& blocks, const float* log_sums,
+                                   const Write& write) const {
   const auto& head = *reinterpret_cast<const StateHead*>(state);
   const auto* rounded = reinterpret_cast<const int16_t*>(state + sizeof(StateHead));  // [group, head_dim] i16
   cpu::PlaneQueries queries;
@@ -201,15 +202,30 @@ void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& block
       std::memcpy(&step, blocks.entries[first + i], sizeof(step));
       for (int32_t query = 0; query < shape_.group; ++query) {
         const float dot = static_cast<float>(dots[query * kScoreBlocks + i]) - kMeanMiddle * head.q_sums[query];
-        offsets[query * count + i] = step * head.mean_steps[query] * dot;
+        const float offset = step * head.mean_steps[query] * dot;
+        offsets[query * count + i] = log_sums == nullptr ? offset : offset - log_sums[query];
       }
     }
     // What is scored next is fetched meanwhile.
     const std::byte* const* ahead = blocks.entries + first + kScoreBlocks;
     const int32_t num_ahead = std::clamp(num_known - first - kScoreBlocks, 0, count);
-    cpu::plane_scores(queries, {codes.data(), count, offsets.data(), ahead, num_ahead, block_bytes()},
-                      scores + int64_t{first} * kBlockTokens, score_stride);
+    write(queries, cpu::PlaneBlocks{codes.data(), count, offsets.data(), ahead, num_ahead, block_bytes()}, first);
   }
+}
+
+void CentredSignSelector::score(const std::byte* state, const ScoreBlocks& blocks, float* scores,
+                                int64_t score_stride) const {
+  for_runs(state, blocks, nullptr, [&](const cpu::PlaneQueries& queries, const cpu::PlaneBlocks& run, int32_t first) {
+    cpu::plane_scores(queries, run, scores + int64_t{first} * kBlockTokens, score_stride);
+  });
+}
+
+bool CentredSignSelector::score_groups(const std::byte* state, const ScoreBlocks& blocks, const float* log_sums,
+                                       float* group_scores) const {
+  for_runs(state, blocks, log_sums, [&](const cpu::PlaneQueries& queries, const cpu::PlaneBlocks& run, int32_t first) {
+    cpu::largest_plane_scores(queries, run, group_scores + int64_t{first} * kBlockTokens);
+  });
+  return true;
 }
 
 void CentredSignSelector::bound(const std::byte* state, const ScoreBlocks& blocks, float* bounds,

@@ -45,12 +45,19 @@ class CentredSignSelector final : public Selector {
   size_t query_state_bytes() const override;
   void prepare(HeadId head, const float* q, std::byte* state) const override;
   void score(const std::byte* state, const ScoreBlocks& blocks, float* scores, int64_t score_stride) const override;
+  bool score_groups(const std::byte* state, const ScoreBlocks& blocks, const float* log_sums,
+                    float* group_scores) const override;
   void bound(const std::byte* state, const ScoreBlocks& blocks, float* bounds, int64_t bound_stride) const override;
   void value_bounds(const ScoreBlocks& blocks, float* norms) const override;
 
  private:
   int64_t codes_offset() const { return static_cast<int64_t>(sizeof(float)) + shape_.head_dim / 2; }
   int64_t residuals_offset() const { return codes_offset() + cpu::plane_block_bytes(num_planes_); }
+  // Calls write(queries, some of the blocks, the first of these); offsets are q . mean less what `log_sums` [group] f32 has for
+  // each query (nullable).
+  template <typename Write>
+  void for_runs(const std::byte* state,  // [query_state_bytes] bytes
+                const ScoreBlocks& blocks, const float* log_sums, const Write& write) const;
   // Of tokens [first, num_tokens): `centred` [num_tokens - first, head_dim] f32, rotated and without the mean; `entry` [block_bytes] bytes
   void store_bounds(const BlockKeys& block, int32_t first, const float* centred, std::byte* entry) const;
   // `rotated` [num_tokens, head_dim] f32, `entry` [block_bytes] bytes

@@ -11,6 +11,7 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int32_t kSampleTokens = 2048;   // at least, where there are as many: 6 % of 32,768 tokens
 constexpr float kSpikeMargin = 1.0f;      // nats
+constexpr float kSpikeRounding = 0.01f;   // nats; by which a group score may differ from score - L_h, and more
 constexpr int32_t kMinSampleBlocks = 48;  // large blocks: tokens of one block are alike
 constexpr int32_t kRunTokens = 512;       // scores of a run and 4 queries take 8 KiB of the L1 cache
 
@@ -27,19 +28,25 @@ float* score_buffer(AlignedBuffer& buffer, int64_t count) {
 
 }  // namespace
 
-void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores,
-                        int64_t score_stride) const {
-  BlockPointers pointers;
+ScoreBlocks ListBuilder::blocks_to_score(int32_t first_block, int32_t stride, int32_t num_blocks,
+                                         BlockPointers& pointers) const {
   // What follows may be prefetched while these are scored.
   const int32_t rest = (source_->num_blocks() - 1 - first_block) / stride + 1 - num_blocks;
   const int32_t num_ahead = std::clamp(rest, 0, std::min(num_blocks, kMaxRunBlocks - num_blocks));
   ScoreBlocks blocks = source_->blocks(first_block, stride, num_blocks, num_ahead, pointers);
   add_survey(blocks, first_block, stride);
-  problem_.selector->score(state_.data(), blocks, scores, score_stride);
+  return blocks;
 }
 
-void ListBuilder::set(const Problem& problem, const BlockSource& source) {
+void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores,
+                        int64_t score_stride) const {
+  BlockPointers pointers;
+  problem_.selector->score(state_.data(), blocks_to_score(first_block, stride, num_blocks, pointers), scores, score_stride);
+}
+
+void ListBuilder::set(const Problem& problem, const BlockSource& source, ListScratch& scratch) {
   problem_ = problem;
+  scratch_ = &scratch;
   source_.emplace(source);
   passes_ = 0;
 }
@@ -130,7 +137,7 @@ void ListBuilder::sample() {
     for (int32_t block = first; block < end; block += run) {
       const int32_t count = std::min(run, end - block);
       const int64_t stride = int64_t{count} * block_tokens;
-      float* scores = score_buffer(sample_scores_, problem_.group * stride);  // [group, stride] f32
+      float* scores = score_buffer(scratch_->sample_scores, problem_.group * stride);  // [group, stride] f32
       score(block, 1, count, scores, stride);
       add_to_sums(scores, stride, std::min(count * block_tokens, kv_len - block * block_tokens), 0.0f);
     }
@@ -138,7 +145,8 @@ void ListBuilder::sample() {
 
   sample_tokens_ = num_sampled * block_tokens;
   sample_weight_ = num_sampled > 0 ? static_cast<float>(tail - middle) / static_cast<float>(num_sampled) : 0.0f;
-  float* scores = score_buffer(sample_scores_, int64_t{problem_.group} * sample_tokens_);  // [group, sample_tokens] f32
+  float* scores =
+      score_buffer(scratch_->sample_scores, int64_t{problem_.group} * sample_tokens_);  // [group, sample_tokens] f32
   for (int32_t done = 0; done < num_sampled; done += run) {
     score(middle + done * step, step, std::min(run, num_sampled - done), scores + int64_t{done} * block_tokens,
           sample_tokens_);
@@ -147,24 +155,24 @@ void ListBuilder::sample() {
 }
 
 void ListBuilder::guess_thresholds() {
-  sample_group_.resize(static_cast<size_t>(sample_tokens_));
-  cpu::group_scores(reinterpret_cast<const float*>(sample_scores_.data()), sample_tokens_, problem_.group, log_sums_.data(),
-                    sample_tokens_, sample_group_.data());
-  thresholds_ = SpendThresholds::guess(problem_.rule, sample_group_.data(), sample_tokens_, sample_weight_, exp_scratch_);
+  scratch_->sample_group.resize(static_cast<size_t>(sample_tokens_));
+  cpu::group_scores(reinterpret_cast<const float*>(scratch_->sample_scores.data()), sample_tokens_, problem_.group,
+                    log_sums_.data(), sample_tokens_, scratch_->sample_group.data());
+  thresholds_ =
+      SpendThresholds::guess(problem_.rule, scratch_->sample_group.data(), sample_tokens_, sample_weight_, scratch_->sums);
 }
 
 void ListBuilder::scan(ScanPart& part, FetchQueue* queue) const {
   const int32_t block_tokens = source_->block_tokens();
   const int32_t run = run_blocks(block_tokens);
   const int32_t first_token = problem_.num_sink, end_token = source_->kv_len() - problem_.num_local;
-  cpu::CandidateFilter filter = thresholds_.filter(problem_.rule);
-  filter.num_queries = problem_.group;
-  filter.log_sums = log_sums_.data();
+  const cpu::CandidateFilter filter = thresholds_.filter(problem_.rule);
+  const Selector& selector = *problem_.selector;
   const int64_t stride = int64_t{run} * block_tokens + cpu::kCandidatePadding;
-  float* scores = score_buffer(part.scores, problem_.group * stride);  // [group, stride] f32
+  float* groups = score_buffer(part.groups, stride);  // [stride] f32
   part.maxima.fill(-kInfinity);
   part.count = 0;
-  const auto room = static_cast<size_t>(int64_t{run} * block_tokens + cpu::kCandidatePadding);
+  const auto room = static_cast<size_t>(stride);
   if (queue != nullptr) queue->start((part.end_block - part.first_block + run - 1) / run * 2);
   for (int32_t block = part.first_block; block < part.end_block; block += run) {
     if (queue != nullptr) queue->turn();
@@ -172,37 +180,57 @@ void ListBuilder::scan(ScanPart& part, FetchQueue* queue) const {
     const int32_t first = std::max(first_token, block * block_tokens);
     const int32_t end = std::min(end_token, (block + count) * block_tokens);
     if (first >= end) continue;
-    score(block, 1, count, scores, stride);
+    const int32_t skipped = first - block * block_tokens;
+    BlockPointers pointers;
+    const ScoreBlocks blocks = blocks_to_score(block, 1, count, pointers);
+    const auto score_queries = [&] {
+      float* scores = score_buffer(part.scores, problem_.group * stride);  // [group, stride] f32
+      selector.score(state_.data(), blocks, scores, stride);
+      return scores + skipped;
+    };
+    const float* scores = nullptr;  // [group, stride] f32; where the selector has no group scores
+    if (!selector.score_groups(state_.data(), blocks, log_sums_.data(), groups)) {
+      scores = score_queries();
+      cpu::group_scores(scores, stride, problem_.group, log_sums_.data(), end - first, groups + skipped);
+    }
     if (queue != nullptr) queue->turn();
     if (part.token_ids.size() < part.count + room) {
       part.token_ids.resize(2 * (part.count + room));
       part.group_scores.resize(part.token_ids.size());
     }
-    part.count += cpu::filter_candidates(filter, scores + (first - block * block_tokens), stride, first, end - first,
-                                         part.maxima.data(), part.token_ids.data() + part.count,
-                                         part.group_scores.data() + part.count);
+    const cpu::FoundCandidates found =
+        cpu::filter_candidates(filter, groups + skipped, first, end - first, part.token_ids.data() + part.count,
+                               part.group_scores.data() + part.count);
+    part.count += found.count;
+    if (found.largest > kSpikeMargin - kSpikeRounding) {
+      if (scores == nullptr) scores = score_queries();
+      cpu::raise_maxima(scores, stride, problem_.group, end - first, part.maxima.data());
+    }
   }
 }
 
-void ListBuilder::scan_all(std::vector<ScanPart>& parts) {
-  for (ScanPart& part : parts) scan(part, nullptr);
+void ListBuilder::scan_all() {
+  for (ScanPart& part : scratch_->parts) scan(part, nullptr);
 }
 
-Candidates ListBuilder::gather(const std::vector<ScanPart>& parts) {
+Candidates ListBuilder::gather() {
+  const std::vector<ScanPart>& parts = scratch_->parts;
   if (parts.size() == 1) return {parts[0].token_ids.data(), parts[0].group_scores.data(), parts[0].count};
-  candidate_ids_.clear();
-  candidate_scores_.clear();
+  std::vector<int32_t>& ids = scratch_->candidate_ids;      // [count] i32
+  std::vector<float>& scores = scratch_->candidate_scores;  // [count] f32
+  ids.clear();
+  scores.clear();
   for (const ScanPart& part : parts) {
-    candidate_ids_.insert(candidate_ids_.end(), part.token_ids.begin(), part.token_ids.begin() + part.count);
-    candidate_scores_.insert(candidate_scores_.end(), part.group_scores.begin(), part.group_scores.begin() + part.count);
+    ids.insert(ids.end(), part.token_ids.begin(), part.token_ids.begin() + part.count);
+    scores.insert(scores.end(), part.group_scores.begin(), part.group_scores.begin() + part.count);
   }
-  return {candidate_ids_.data(), candidate_scores_.data(), static_cast<int32_t>(candidate_ids_.size())};
+  return {ids.data(), scores.data(), static_cast<int32_t>(ids.size())};
 }
 
-int32_t ListBuilder::finish(std::vector<ScanPart>& parts, int32_t* token_ids, float* log_weight) {
+int32_t ListBuilder::finish(int32_t* token_ids, float* log_weight) {
   passes_ = 1;
   bool raised = false;
-  for (const ScanPart& part : parts) {
+  for (const ScanPart& part : scratch_->parts) {
     for (int32_t query = 0; query < problem_.group; ++query) {
       if (part.maxima[query] - kSpikeMargin > log_sums_[query]) {
         log_sums_[query] = part.maxima[query] - kSpikeMargin;
@@ -212,15 +240,15 @@ int32_t ListBuilder::finish(std::vector<ScanPart>& parts, int32_t* token_ids, fl
   }
   if (raised) {
     guess_thresholds();
-    scan_all(parts);
+    scan_all();
     ++passes_;
   }
   const int32_t num_sink = problem_.num_sink, first_local = source_->kv_len() - problem_.num_local;
   int32_t selected = kLowerThresholds;
-  while ((selected = spend(problem_.rule, thresholds_, gather(parts), scratch_, token_ids + num_sink,
+  while ((selected = spend(problem_.rule, thresholds_, gather(), scratch_->spend, token_ids + num_sink,
                            log_weight + num_sink)) == kLowerThresholds) {
     thresholds_.lower();
-    scan_all(parts);
+    scan_all();
     ++passes_;
   }
   for (int32_t token = 0; token < num_sink; ++token) {

@@ -29,8 +29,21 @@ struct ScanPart {
   std::vector<int32_t> token_ids;   // [count, padded] i32; ascending
   std::vector<float> group_scores;  // [count, padded] f32
   int32_t count = 0;
-  std::array<float, kMaxGroup> maxima;  // [group] f32; over the range's tokens
-  AlignedBuffer scores;                 // [group, run tokens] f32; scratch
+  // `maxima` [group] f32; over the range's tokens; those that do not raise L_h may be missing
+  std::array<float, kMaxGroup> maxima;
+  AlignedBuffer scores, groups;  // [group, run tokens] f32 and [run tokens] f32; scratch
+};
+
+// What making a list needs beside the list's own state. The next list of the same thread finds it in the cache: with memory of its
+// own, a list would begin by fetching 120 KiB.
+struct ListScratch {
+  std::vector<ScanPart> parts;
+  AlignedBuffer sample_scores;      // [group, sample_tokens] f32; of the weighted blocks
+  std::vector<float> sample_group;  // [sample_tokens] f32; a of the same tokens
+  AlignedBuffer sums;               // [sample_tokens, padded] f32
+  SpendScratch spend;
+  std::vector<int32_t> candidate_ids;   // [count] i32
+  std::vector<float> candidate_scores;  // [count] f32
 };
 
 class ListBuilder {
@@ -43,14 +56,14 @@ class ListBuilder {
     const float* q = nullptr;  // [group, head_dim] f32; multiplied by the attention scale
   };
 
-  void set(const Problem& problem, const BlockSource& source);
+  // `scratch` belongs to the list from begin() to finish().
+  void set(const Problem& problem, const BlockSource& source, ListScratch& scratch);
   void add_sample(FetchQueue& queue) const;
   void begin();
-  // Meanwhile the queue is worked off. `queue` may be null.
+  // One of the scratch memory's parts. Meanwhile the queue is worked off. `queue` may be null.
   void scan(ScanPart& part, FetchQueue* queue) const;
   // Writes at most num_sink + min(budget, num_tokens) + num_local entries, ascending; returns how many.
-  int32_t finish(std::vector<ScanPart>& parts,
-                 int32_t* token_ids,  // [max_selected] i32
+  int32_t finish(int32_t* token_ids,  // [max_selected] i32
                  float* log_weight);  // [max_selected] f32
 
   // Bounds what a list of these tokens leaves out. Pre: finish() was called, the selector has bounds.
@@ -76,25 +89,21 @@ class ListBuilder {
   void guess_thresholds();
   // scores [group, score_stride] f32
   void add_to_sums(const float* scores, int64_t score_stride, int32_t num_tokens, float log_weight);
+  ScoreBlocks blocks_to_score(int32_t first_block, int32_t stride, int32_t num_blocks, BlockPointers& pointers) const;
   void score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores, int64_t score_stride) const;
-  void scan_all(std::vector<ScanPart>& parts);
-  Candidates gather(const std::vector<ScanPart>& parts);
+  void scan_all();
+  Candidates gather();
 
   Problem problem_;
   std::optional<BlockSource> source_;
+  ListScratch* scratch_ = nullptr;
   AlignedBuffer state_;                    // [query_state_bytes] bytes
   std::vector<float> survey_;              // [num_blocks, survey_values] f32; empty for selectors without a survey
   std::array<float, kMaxGroup> log_sums_;  // [group] f32
   SpendThresholds thresholds_;
   int32_t passes_ = 0;
-  AlignedBuffer sample_scores_;      // [group, sample_tokens] f32; of the weighted blocks
-  std::vector<float> sample_group_;  // [sample_tokens] f32; a of the same tokens
-  AlignedBuffer exp_scratch_;        // [sample_tokens, padded] f32
   int32_t sample_tokens_ = 0;
   float sample_weight_ = 0.0f;  // tokens that a token of the sample stands for
-  SpendScratch scratch_;
-  std::vector<int32_t> candidate_ids_;   // [count] i32
-  std::vector<float> candidate_scores_;  // [count] f32
 };
 
 }  // namespace rarefy

@@ -23,16 +23,12 @@ constexpr int32_t kMinParallelTokens = 256;
 class Selection::Impl {
  public:
   Impl(const Policy& policy, std::shared_ptr<const Selector> selector, const SelectorShape& shape, int32_t index)
-      : policy_(policy),
-        selector_(std::move(selector)),
-        shape_(shape),
-        index_(index),
-        lists_(shape.num_kv_heads),
-        parts_(shape.num_kv_heads) {}
+      : policy_(policy), selector_(std::move(selector)), shape_(shape), index_(index), lists_(shape.num_kv_heads) {}
 
   Status update_index(KvSequence& sequence, int32_t layer);
   bool ready(const KvSequence& sequence, int32_t layer) const;
-  Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost);
+  Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
+                const ListReady& list_ready);
   void bound_outside(int32_t kv_head, IndexSet& set, const float* lse, OutsideBound* outside) const {
     lists_[static_cast<size_t>(kv_head)].bound_outside(set.token_ids(0, kv_head), set.count(0, kv_head), lse, outside);
   }
@@ -47,7 +43,8 @@ class Selection::Impl {
   // Tokens [first, end) of one page and KV head.
   void encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head, int32_t page,
                    int32_t first, int32_t end) const;
-  void split_ranges(int32_t num_blocks);
+  // How many ranges each list is scanned in, by as many threads.
+  int32_t num_ranges(int32_t num_blocks) const;
   // The keys and values of a list.
   static void add_rows(const PagedKvView& view, int32_t kv_head,
                        const int32_t* token_ids,  // [count] i32
@@ -56,11 +53,11 @@ class Selection::Impl {
   Policy policy_;
   std::shared_ptr<const Selector> selector_;
   SelectorShape shape_;
-  int32_t index_;                             // of the cache; -1 for a selector without entries
-  std::vector<ListBuilder> lists_;            // [num_kv_heads]
-  std::vector<std::vector<ScanPart>> parts_;  // [num_kv_heads][parts]
-  std::vector<float> scaled_q_;               // [num_q_heads, head_dim] f32
-  std::vector<FetchQueue> queues_;            // [threads]
+  int32_t index_;                     // of the cache; -1 for a selector without entries
+  std::vector<ListBuilder> lists_;    // [num_kv_heads]
+  std::vector<ListScratch> scratch_;  // [threads], or of lists that several threads make together [num_kv_heads]
+  std::vector<float> scaled_q_;       // [num_q_heads, head_dim] f32
+  std::vector<FetchQueue> queues_;    // [threads]
 };
 
 Status Selection::Impl::train(const KvSequence& sequence, int32_t layer) const {
@@ -169,18 +166,9 @@ bool Selection::Impl::ready(const KvSequence& sequence, int32_t layer) const {
   return sequence.encoded_tokens(index_, layer, last_page) >= num_tokens - last_page * page_size;
 }
 
-void Selection::Impl::split_ranges(int32_t num_blocks) {
-  const int32_t threads = num_threads();
-  const int32_t wanted = (threads + shape_.num_kv_heads - 1) / shape_.num_kv_heads;
-  const int32_t most = std::max(1, num_blocks * selector_->block_tokens() / kMinPartTokens);
-  const int32_t num_parts = std::min(wanted, most);
-  for (auto& parts : parts_) {
-    parts.resize(static_cast<size_t>(num_parts));
-    for (int32_t i = 0; i < num_parts; ++i) {
-      parts[i].first_block = static_cast<int32_t>(int64_t{num_blocks} * i / num_parts);
-      parts[i].end_block = static_cast<int32_t>(int64_t{num_blocks} * (i + 1) / num_parts);
-    }
-  }
+int32_t Selection::Impl::num_ranges(int32_t num_blocks) const {
+  const int32_t wanted = (num_threads() + shape_.num_kv_heads - 1) / shape_.num_kv_heads;
+  return std::min(wanted, std::max(1, num_blocks * selector_->block_tokens() / kMinPartTokens));
 }
 
 void Selection::Impl::add_rows(const PagedKvView& view, int32_t kv_head, const int32_t* token_ids, int32_t count,
@@ -194,7 +182,8 @@ void Selection::Impl::add_rows(const PagedKvView& view, int32_t kv_head, const i
   }
 }
 
-Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost) {
+Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
+                               const ListReady& list_ready) {
   if (step.q == nullptr || step.layer < 0 || step.layer >= shape_.num_layers) {
     return Status::invalid_argument("selection: expected queries and a layer below " + std::to_string(shape_.num_layers) +
                                     ", got layer " + std::to_string(step.layer) +
@@ -237,9 +226,16 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
   }
   const int32_t block_tokens = selector_->block_tokens();
   const int32_t num_blocks = (kv_len + block_tokens - 1) / block_tokens;
-  split_ranges(num_blocks);
-  const auto num_parts = static_cast<int32_t>(parts_[0].size());
-  const auto set_problem = [&](int32_t kv_head) {
+  const int32_t num_parts = num_ranges(num_blocks);
+  scratch_.resize(static_cast<size_t>(num_parts == 1 ? num_threads() : shape_.num_kv_heads));
+  for (ListScratch& scratch : scratch_) {
+    scratch.parts.resize(static_cast<size_t>(num_parts));
+    for (int32_t i = 0; i < num_parts; ++i) {
+      scratch.parts[static_cast<size_t>(i)].first_block = static_cast<int32_t>(int64_t{num_blocks} * i / num_parts);
+      scratch.parts[static_cast<size_t>(i)].end_block = static_cast<int32_t>(int64_t{num_blocks} * (i + 1) / num_parts);
+    }
+  }
+  const auto set_problem = [&](int32_t kv_head, ListScratch& scratch) {
     ListBuilder::Problem problem;
     problem.selector = selector_.get();
     problem.group = shape_.group;
@@ -251,16 +247,19 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
     problem.rule.num_heavy = (budget.selected + 1) / 2;
     problem.rule.top_p = policy_.top_p;
     problem.q = scaled_q_.data() + int64_t{kv_head} * shape_.group * shape_.head_dim;
-    lists_[kv_head].set(problem, BlockSource(sequence, index_, block_tokens, head(sequence, step.layer, kv_head)));
+    lists_[kv_head].set(problem, BlockSource(sequence, index_, block_tokens, head(sequence, step.layer, kv_head)), scratch);
+  };
+  const auto announce = [&](int32_t kv_head) {
+    if (list_ready) list_ready(kv_head, omp_get_thread_num());
   };
   const auto finish = [&](int32_t kv_head) {
-    set.count(0, kv_head) = lists_[kv_head].finish(parts_[kv_head], set.token_ids(0, kv_head), set.log_weight(0, kv_head));
+    set.count(0, kv_head) = lists_[kv_head].finish(set.token_ids(0, kv_head), set.log_weight(0, kv_head));
   };
   const PagedKvView view = sequence.view(step.layer);
   // Scanning an index is arithmetic more than memory: meanwhile the rows of the previous list, which attention will read, and
-  // the sample of the next list come in.
-  const auto build_lists = [&](int32_t first, int32_t end, FetchQueue& queue) {  // of `todo`
-    if (first < end) set_problem(todo[static_cast<size_t>(first)]);
+  // the sample of the next list come in. Then that list is handed over: its rows lie in the L2 cache.
+  const auto build_lists = [&](int32_t first, int32_t end, FetchQueue& queue, ListScratch& scratch) {  // of `todo`
+    if (first < end) set_problem(todo[static_cast<size_t>(first)], scratch);
     for (int32_t i = first; i < end; ++i) {
       const int32_t kv_head = todo[static_cast<size_t>(i)];
       queue.clear();
@@ -270,33 +269,40 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
       }
       if (i + 1 < end) {
         const int32_t next = todo[static_cast<size_t>(i + 1)];
-        set_problem(next);
+        set_problem(next, scratch);
         lists_[next].add_sample(queue);
       }
       lists_[kv_head].begin();
-      lists_[kv_head].scan(parts_[kv_head][0], &queue);
+      lists_[kv_head].scan(scratch.parts[0], &queue);
       finish(kv_head);
+      if (i > first) announce(todo[static_cast<size_t>(i - 1)]);
     }
+    if (first < end) announce(todo[static_cast<size_t>(end - 1)]);
   };
   queues_.resize(static_cast<size_t>(num_threads()));
 #pragma omp parallel num_threads(num_threads())
   {
     if (num_parts == 1) {
       const int32_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      build_lists(num_todo * thread / threads, num_todo * (thread + 1) / threads, queues_[static_cast<size_t>(thread)]);
+      build_lists(num_todo * thread / threads, num_todo * (thread + 1) / threads, queues_[static_cast<size_t>(thread)],
+                  scratch_[static_cast<size_t>(thread)]);
     } else {
 #pragma omp for schedule(dynamic)
       for (int32_t i = 0; i < num_todo; ++i) {
-        set_problem(todo[static_cast<size_t>(i)]);
-        lists_[todo[static_cast<size_t>(i)]].begin();
+        const int32_t kv_head = todo[static_cast<size_t>(i)];
+        set_problem(kv_head, scratch_[static_cast<size_t>(kv_head)]);
+        lists_[kv_head].begin();
       }
 #pragma omp for schedule(dynamic)
       for (int32_t task = 0; task < num_todo * num_parts; ++task) {
         const int32_t kv_head = todo[static_cast<size_t>(task / num_parts)];
-        lists_[kv_head].scan(parts_[kv_head][task % num_parts], nullptr);
+        lists_[kv_head].scan(scratch_[static_cast<size_t>(kv_head)].parts[task % num_parts], nullptr);
       }
 #pragma omp for schedule(dynamic)
-      for (int32_t i = 0; i < num_todo; ++i) finish(todo[static_cast<size_t>(i)]);
+      for (int32_t i = 0; i < num_todo; ++i) {
+        finish(todo[static_cast<size_t>(i)]);
+        announce(todo[static_cast<size_t>(i)]);
+      }
     }
   }
 
@@ -348,8 +354,9 @@ Status Selection::update_index(KvSequence& sequence, int32_t layer) { return imp
 
 bool Selection::ready(const KvSequence& sequence, int32_t layer) const { return impl_->ready(sequence, layer); }
 
-Status Selection::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost) {
-  return impl_->select(sequence, step, set, cost);
+Status Selection::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
+                         const ListReady& list_ready) {
+  return impl_->select(sequence, step, set, cost, list_ready);
 }
 
 void Selection::bound_outside(int32_t kv_head, IndexSet& set, const float* lse, OutsideBound* outside) const {

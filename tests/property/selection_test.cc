@@ -9,6 +9,7 @@
 #include <random>
 
 #include "rarefy/core/device.h"
+#include "rarefy/engine/sparse_step.h"
 #include "rarefy/select/registry.h"
 #include "ref/select.h"
 #include "select/list_builder.h"
@@ -263,6 +264,46 @@ TEST(SelectionLists, DoNotDependOnThreadsOrOnWhatElseIsCached) {
     }
     set_num_threads(0);
     EXPECT_FALSE(select(selection, sequence, fixture, q, 0, kTokens) == expected) << "another position draws other tokens";
+  }
+}
+
+// With no more threads than KV heads lists are attended to one by one, otherwise all together.
+TEST(SparseStepBits, DoNotDependOnThreads) {
+  constexpr int32_t kTokens = 9000;
+  const Fixture fixture(kTokens + 64, 3);
+  const Tokens tokens(kTokens, 3, 64, kSeed + 9);
+  KvSequence sequence = fixture.cache->new_sequence();
+  fixture.append(sequence, tokens, 0, kTokens);
+  const auto q = fixture.queries(2.5f, kSeed + 10);
+  DecodeProblem problem;
+  problem.num_q_heads = 12;
+  problem.num_kv_heads = 3;
+  problem.head_dim = 64;
+  problem.page_size = fixture.page_size;
+  for (const std::string name : {"sign64", "oracle"}) {
+    const auto plan = *SparseStepPlan::make(policy_of(name, Spend::half, 0.05), fixture.shape, problem, kTokens);
+    const auto run = [&](int32_t threads) {
+      set_num_threads(threads);
+      SparseStep step = *SparseStep::make(plan, *fixture.cache);
+      EXPECT_TRUE(step.update_index(sequence, 1).ok());
+      SelectionStep where;
+      where.layer = 1;
+      where.scale = fixture.scale();
+      where.position = kTokens - 1;
+      where.q = q.data();
+      std::vector<float> out(q.size(), 0.0f);
+      SparseStepResult result;
+      EXPECT_TRUE(step.run(sequence, where, out.data(), result).ok());
+      set_num_threads(0);
+      out.insert(out.end(), result.rel_std.begin(), result.rel_std.end());
+      out.insert(out.end(), result.out_rel_std.begin(), result.out_rel_std.end());
+      out.push_back(static_cast<float>(result.traffic.tokens_read));
+      out.push_back(static_cast<float>(result.traffic.index_bytes));
+      return out;
+    };
+    const std::vector<float> expected = run(5);
+    EXPECT_GT(expected[q.size()], 0.0f);
+    for (int32_t threads : {1, 2, 3}) EXPECT_EQ(run(threads), expected) << name << ", " << threads << " threads";
   }
 }
 

@@ -451,6 +451,13 @@ TEST(SignPlaneTargets, ScoresHaveTheSameBitsOnEveryInstructionSet) {
       blocks.num_blocks = kBlocks;
       blocks.offsets = offsets.data();
       cpu::plane_scores({kQueries, num_planes, tables, steps.data()}, blocks, result.data(), kBlocks * 64);
+      std::vector<float> largest(kBlocks * 64, kNan);
+      cpu::largest_plane_scores({kQueries, num_planes, tables, steps.data()}, blocks, largest.data());
+      for (size_t i = 0; i < largest.size(); ++i) {
+        float expected = result[i];
+        for (size_t query = 1; query < kQueries; ++query) expected = std::max(expected, result[query * largest.size() + i]);
+        EXPECT_EQ(largest[i], expected) << i;
+      }
       return result;
     };
     const auto expected = scores();

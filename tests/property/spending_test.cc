@@ -33,6 +33,11 @@ struct Chosen {
 class Spender {
  public:
   Spender(std::vector<float> scores, int32_t first_token) : scores_(std::move(scores)), first_token_(first_token) {
+    const float zero = 0.0f;
+    const auto count = static_cast<int32_t>(scores_.size());
+    scores_.resize(scores_.size() + cpu::kCandidatePadding);  // vectors are read whole
+    cpu::group_scores(scores_.data(), 0, 1, &zero, count, scores_.data());
+    scores_.resize(static_cast<size_t>(count));
     for (size_t i = 0; i < scores_.size(); i += kSampleStep) sample_.push_back(scores_[i]);
     ids_.resize(scores_.size() + cpu::kCandidatePadding);
     kept_.resize(ids_.size());
@@ -49,13 +54,9 @@ class Spender {
     chosen.token_ids.resize(capacity);
     chosen.log_weight.resize(capacity);
     for (chosen.passes = 1;; ++chosen.passes) {
-      const float zero = 0.0f;
-      float maximum = -1e30f;
-      cpu::CandidateFilter filter = thresholds.filter(rule);
-      filter.num_queries = 1;
-      filter.log_sums = &zero;
-      const int32_t count = cpu::filter_candidates(filter, scores_.data(), 0, first_token_, num_tokens(), &maximum,
-                                                   ids_.data(), kept_.data());
+      const int32_t count = cpu::filter_candidates(thresholds.filter(rule), scores_.data(), first_token_, num_tokens(),
+                                                   ids_.data(), kept_.data())
+                                .count;
       const int32_t taken = spend(rule, thresholds, {ids_.data(), kept_.data(), count}, scratch_, chosen.token_ids.data(),
                                   chosen.log_weight.data());
       if (taken != kLowerThresholds) {

@@ -17,7 +17,8 @@ struct Stream {
   void* native = nullptr;  // not a tensor: a cudaStream_t of the caller
 };
 
-// Threads the CPU backend may use; 0 means all. Process-wide, read at each call.
+// Threads the CPU backend may use; 0 means all. Process-wide, read at each call. Within a parallel region there is only one: work
+// is not split twice.
 void set_num_threads(int32_t num_threads);
 int32_t num_threads();
 

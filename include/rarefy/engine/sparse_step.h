@@ -27,6 +27,7 @@ struct SparseStepPlan {
   std::shared_ptr<const Selector> selector;
   SelectorShape shape;
   DecodePlan sparse, dense;
+  DecodePlan one_list;  // sparse attention of one KV head
 
   // `problem` is that of dense attention; max_selected is set here, for contexts up to `max_kv_len` tokens. Refuses what the
   // policy, the selector and the problem cannot do together.

@@ -8,6 +8,7 @@
 // One Selection owns the scratch memory of one sequence of calls; it belongs to one thread at a time.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "rarefy/attention/index_set.h"
@@ -59,8 +60,13 @@ class Selection {
   Status update_index(KvSequence& sequence, int32_t layer);
   // Whether the index of the layer covers the sequence: select() may be called. Otherwise attend densely.
   bool ready(const KvSequence& sequence, int32_t layer) const;
-  // Fills row 0 of `set`, one list per KV head. Pre: ready(), the layer is not dense.
-  Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost);
+  // What may be done with the list of a KV head as soon as it is made, on the thread that made it while other threads make others;
+  // `thread` is below num_threads().
+  using ListReady = std::function<void(int32_t kv_head, int32_t thread)>;
+  // Fills row 0 of `set`, one list per KV head. Pre: ready(), the layer is not dense. `list_ready` (may be empty) is called for each
+  // list that is made, where possible after its keys and values were fetched into the cache.
+  Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
+                const ListReady& list_ready = {});
 
   // Bounds what list `kv_head` of the last select() leaves out, by the bounds of the selector. Pre: selector().has_bounds();
   // `set` and the sequence are as select() left them.

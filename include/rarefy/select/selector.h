@@ -118,6 +118,15 @@ class Selector {
                      const ScoreBlocks& blocks,
                      float* scores,  // [group, score_stride] f32; token t of block b at [b * block_tokens + t]
                      int64_t score_stride) const = 0;
+  // The same scores reduced over the group, for selectors to which that is less work than storing them all: the largest score -
+  // log_sums of each token, moved into +-1e30, NaN left out. False, and nothing written, where a selector does without.
+  virtual bool score_groups(const std::byte* state,  // [query_state_bytes] bytes
+                            const ScoreBlocks& blocks,
+                            const float* log_sums,        // [group] f32
+                            float* group_scores) const {  // [num_blocks, block_tokens] f32
+    static_cast<void>(state), static_cast<void>(blocks), static_cast<void>(log_sums), static_cast<void>(group_scores);
+    return false;
+  }
   // Whether all tokens of a block get the same score: such a selector can be the first part of COARSE+FINE.
   virtual bool scores_blocks() const { return false; }
   // Whether some tokens can only be chosen when nothing else is left: their inclusion probability is 0, and neither the

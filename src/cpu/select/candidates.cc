@@ -90,71 +90,44 @@ HWY_INLINE int32_t emit(hn::Mask<F32> chosen, hn::Vec<I32> tokens, F32Vec score,
   return static_cast<int32_t>(hn::CountTrue(df, chosen));
 }
 
-constexpr int32_t kMaxQueries = 16;
-
-// Log sums and maxima of kQueries queries stay in registers; 0 stands for any number.
-template <int32_t kQueries, bool kWithFloor>
-int32_t filter_queries(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
-                       int32_t num_tokens, float* maxima, int32_t* token_ids, float* kept_scores) {
+template <bool kWithFloor>
+FoundCandidates filter_with(const CandidateFilter& filter, const float* group_scores, int32_t first_token,
+                            int32_t num_tokens, int32_t* token_ids, float* kept_scores) {
   const F32 df;
   const I32 di;
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
-  const int32_t num_queries = kQueries > 0 ? kQueries : filter.num_queries;
   const FilterVectors constants(filter);
-  F32Vec best[kQueries > 0 ? kQueries : kMaxQueries], log_sums[kQueries > 0 ? kQueries : kMaxQueries];
-  for (int32_t query = 0; query < num_queries; ++query) {
-    best[query] = hn::Set(df, maxima[query]);
-    log_sums[query] = hn::Set(df, filter.log_sums[query]);
-  }
-  const auto lowest = hn::Set(df, -kLargestScore), highest = hn::Set(df, kLargestScore);
   const auto step = hn::Set(di, lanes);
   auto tokens = hn::Iota(di, first_token);
-  int32_t count = 0, token = 0;
+  auto largest = hn::Set(df, -kLargestScore);
+  FoundCandidates found;
+  int32_t token = 0;
   for (; token + lanes <= num_tokens; token += lanes) {
-    F32Vec score = lowest;
-    for (int32_t query = 0; query < num_queries; ++query) {
-      const F32Vec value = hn::LoadU(df, scores + query * score_stride + token);
-      best[query] = larger(value, best[query]);
-      score = larger(hn::Sub(value, log_sums[query]), score);
-    }
-    score = hn::Min(score, highest);
-    count += emit(is_candidate<kWithFloor>(constants, filter.key, tokens, score), tokens, score, token_ids + count,
-                  kept_scores + count);
+    const F32Vec score = hn::LoadU(df, group_scores + token);
+    largest = hn::Max(score, largest);
+    found.count += emit(is_candidate<kWithFloor>(constants, filter.key, tokens, score), tokens, score,
+                        token_ids + found.count, kept_scores + found.count);
     tokens = hn::Add(tokens, step);
   }
   if (token < num_tokens) {
+    HWY_ALIGN float last[kCandidatePadding];
+    std::copy(group_scores + token, group_scores + num_tokens, last);
+    std::fill(last + (num_tokens - token), last + kCandidatePadding, -kLargestScore);
     const auto valid = hn::FirstN(df, static_cast<size_t>(num_tokens - token));
-    F32Vec score = lowest;
-    for (int32_t query = 0; query < num_queries; ++query) {
-      const F32Vec value = hn::LoadU(df, scores + query * score_stride + token);
-      best[query] = larger(hn::IfThenElse(valid, value, best[query]), best[query]);
-      score = larger(hn::Sub(value, log_sums[query]), score);
-    }
-    score = hn::Min(score, highest);
-    count += emit(hn::And(valid, is_candidate<kWithFloor>(constants, filter.key, tokens, score)), tokens, score,
-                  token_ids + count, kept_scores + count);
+    const F32Vec score = hn::Load(df, last);
+    largest = hn::Max(score, largest);
+    found.count += emit(hn::And(valid, is_candidate<kWithFloor>(constants, filter.key, tokens, score)), tokens, score,
+                        token_ids + found.count, kept_scores + found.count);
   }
-  for (int32_t query = 0; query < num_queries; ++query) maxima[query] = hn::GetLane(hn::MaxOfLanes(df, best[query]));
-  return count;
+  found.largest = hn::GetLane(hn::MaxOfLanes(df, largest));
+  return found;
 }
 
-template <bool kWithFloor>
-int32_t filter_candidates_with(const CandidateFilter& filter, const float* scores, int64_t score_stride,
-                               int32_t first_token, int32_t num_tokens, float* maxima, int32_t* token_ids,
-                               float* kept_scores) {
-  const auto run = filter.num_queries == 1   ? &filter_queries<1, kWithFloor>
-                   : filter.num_queries == 2 ? &filter_queries<2, kWithFloor>
-                   : filter.num_queries == 4 ? &filter_queries<4, kWithFloor>
-                                             : &filter_queries<0, kWithFloor>;
-  return run(filter, scores, score_stride, first_token, num_tokens, maxima, token_ids, kept_scores);
-}
-
-int32_t filter_candidates_simd(const CandidateFilter& filter, const float* scores, int64_t score_stride,
-                               int32_t first_token, int32_t num_tokens, float* maxima, int32_t* token_ids,
-                               float* kept_scores) {
+FoundCandidates filter_candidates_simd(const CandidateFilter& filter, const float* group_scores, int32_t first_token,
+                                       int32_t num_tokens, int32_t* token_ids, float* kept_scores) {
   const bool with_floor = filter.floor_add != 0.0f || filter.floor_min > -kInfinity;
-  const auto run = with_floor ? &filter_candidates_with<true> : &filter_candidates_with<false>;
-  return run(filter, scores, score_stride, first_token, num_tokens, maxima, token_ids, kept_scores);
+  const auto run = with_floor ? &filter_with<true> : &filter_with<false>;
+  return run(filter, group_scores, first_token, num_tokens, token_ids, kept_scores);
 }
 
 void group_scores_simd(const float* scores, int64_t score_stride, int32_t num_queries, const float* log_sums,
@@ -175,6 +148,19 @@ void group_scores_simd(const float* scores, int64_t score_stride, int32_t num_qu
       hn::Store(score, df, last);
       std::copy(last, last + (num_tokens - token), out + token);
     }
+  }
+}
+
+void raise_maxima_simd(const float* scores, int64_t score_stride, int32_t num_queries, int32_t num_tokens, float* maxima) {
+  const F32 df;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
+  for (int32_t query = 0; query < num_queries; ++query) {
+    const float* row = scores + query * score_stride;  // [num_tokens] f32
+    auto best = hn::Set(df, maxima[query]);
+    int32_t token = 0;
+    for (; token + lanes <= num_tokens; token += lanes) best = larger(hn::LoadU(df, row + token), best);
+    maxima[query] = hn::GetLane(hn::MaxOfLanes(df, best));
+    for (; token < num_tokens; ++token) maxima[query] = row[token] > maxima[query] ? row[token] : maxima[query];
   }
 }
 
@@ -318,12 +304,20 @@ HWY_INLINE bool narrow(float* values, int32_t& count, int32_t& n) {
   constexpr int32_t kSample = 32, kSpread = 4;  // of the sample, on either side
   const F32 df;
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
-  float sample[kSample];  // [kSample] f32
+  HWY_ALIGN float sample[kSample];  // [kSample] f32
   for (int32_t i = 0; i < kSample; ++i) sample[i] = values[static_cast<int64_t>(count) * i / kSample];
-  std::sort(sample, sample + kSample, [](float a, float b) { return a > b; });
+  // The two values by counting what is larger than each: a sort of 32 values mispredicts half of its branches.
   const auto rank = static_cast<int32_t>(static_cast<int64_t>(n) * kSample / count);
-  const float high = rank >= kSpread ? sample[rank - kSpread] : kInfinity;
-  const float low = rank + kSpread < kSample ? sample[rank + kSpread] : -kInfinity;
+  float high = kInfinity, low = kInfinity;
+  for (int32_t i = 0; i < kSample; ++i) {
+    int32_t num_larger = 0;
+    for (int32_t j = 0; j < kSample; j += lanes) {
+      num_larger += static_cast<int32_t>(hn::CountTrue(df, hn::Gt(hn::Load(df, sample + j), hn::Set(df, sample[i]))));
+    }
+    high = num_larger <= rank - kSpread ? std::min(high, sample[i]) : high;
+    low = num_larger <= rank + kSpread ? std::min(low, sample[i]) : low;
+  }
+  if (rank + kSpread >= kSample) low = -kInfinity;
   const auto vhigh = hn::Set(df, high), vlow = hn::Set(df, low);
   int32_t above = 0, at_least = 0;
   int32_t i = 0;
@@ -443,6 +437,7 @@ namespace rarefy::cpu {
 
 HWY_EXPORT(filter_candidates_simd);
 HWY_EXPORT(group_scores_simd);
+HWY_EXPORT(raise_maxima_simd);
 HWY_EXPORT(random_keys_simd);
 HWY_EXPORT(log_sum_exp_simd);
 HWY_EXPORT(expected_key_threshold_simd);
@@ -475,10 +470,14 @@ void CandidateFilter::keep_uniforms_up_to(float threshold) {
   bound_offset = static_cast<float>(kBitsOfUnit + bits);
 }
 
-int32_t filter_candidates(const CandidateFilter& filter, const float* scores, int64_t score_stride, int32_t first_token,
-                          int32_t num_tokens, float* maxima, int32_t* token_ids, float* group_scores_out) {
-  return HWY_DYNAMIC_DISPATCH(filter_candidates_simd)(filter, scores, score_stride, first_token, num_tokens, maxima,
-                                                      token_ids, group_scores_out);
+FoundCandidates filter_candidates(const CandidateFilter& filter, const float* group_scores, int32_t first_token,
+                                  int32_t num_tokens, int32_t* token_ids, float* kept_scores) {
+  return HWY_DYNAMIC_DISPATCH(filter_candidates_simd)(filter, group_scores, first_token, num_tokens, token_ids,
+                                                      kept_scores);
+}
+
+void raise_maxima(const float* scores, int64_t score_stride, int32_t num_queries, int32_t num_tokens, float* maxima) {
+  HWY_DYNAMIC_DISPATCH(raise_maxima_simd)(scores, score_stride, num_queries, num_tokens, maxima);
 }
 
 void group_scores(const float* scores, int64_t score_stride, int32_t num_queries, const float* log_sums, int32_t num_tokens,

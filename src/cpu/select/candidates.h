@@ -1,6 +1,6 @@
-// From scores to candidates: the one pass over all tokens that follows scoring.
+// From scores to candidates: what follows scoring.
 //
-// For token i with scores s_hi: a_i = max_h (s_hi - L_h). A token is a candidate when its random key a_i - ln u_i may exceed a
+// For token i with scores s_hi: a_i = max_h (s_hi - L_h), its group score. A token is a candidate when its random key a_i - ln u_i may exceed a
 // threshold, or when a_i does. The logarithm is never taken here: key > T holds exactly when u < exp(a - T), and exp is bounded
 // from above by its chord between powers of two, which is one multiplication and a reinterpretation of bits (at most 6 %
 // too many candidates). What is dropped is below both thresholds for certain.
@@ -20,8 +20,6 @@ inline constexpr float kLargestScore = 1e30f;
 inline constexpr int32_t kCandidatePadding = 16;  // elements written past the last candidate: one vector
 
 struct CandidateFilter {
-  int32_t num_queries = 0;
-  const float* log_sums = nullptr;  // [num_queries] f32; L_h
   ListKey key;
   // The random criterion compares u with an upper bound of exp(max(a + floor_add, floor_min) - T).
   float floor_add = 0.0f;
@@ -34,22 +32,29 @@ struct CandidateFilter {
   void keep_uniforms_up_to(float threshold);  // every token with u <= threshold, whatever its score
 };
 
-// Appends the candidates among [first_token, first_token + num_tokens) in ascending order; returns how many.
-// `maxima` is raised to the largest score of each query over these tokens.
-int32_t filter_candidates(
-    const CandidateFilter& filter,
-    const float* scores,  // [num_queries, score_stride] f32; at [query * score_stride] is first_token's
-    int64_t score_stride, int32_t first_token, int32_t num_tokens,
-    float* maxima,         // [num_queries] f32
-    int32_t* token_ids,    // [num_tokens + kCandidatePadding] i32
-    float* group_scores);  // [num_tokens + kCandidatePadding] f32; a_i
+struct FoundCandidates {
+  int32_t count = 0;
+  float largest = -kLargestScore;  // group score of all tokens that were looked at
+};
 
-// a_i of all tokens.
+// Writes the candidates among [first_token, first_token + num_tokens) in ascending order.
+FoundCandidates filter_candidates(const CandidateFilter& filter,
+                                  const float* group_scores,  // [num_tokens] f32; a_i; within +-kLargestScore
+                                  int32_t first_token, int32_t num_tokens,
+                                  int32_t* token_ids,   // [num_tokens + kCandidatePadding] i32
+                                  float* kept_scores);  // [num_tokens + kCandidatePadding] f32; a_i
+
+// a_i of all tokens, moved into +-kLargestScore.
 void group_scores(const float* scores,  // [num_queries, score_stride] f32
                   int64_t score_stride, int32_t num_queries,
                   const float* log_sums,  // [num_queries] f32
                   int32_t num_tokens,
                   float* out);  // [num_tokens] f32
+
+// Raises `maxima` to the largest score of each query over the tokens; NaN does not count.
+void raise_maxima(const float* scores,  // [num_queries, score_stride] f32
+                  int64_t score_stride, int32_t num_queries, int32_t num_tokens,
+                  float* maxima);  // [num_queries] f32
 
 // keys = a - ln u.
 void random_keys(ListKey key,

@@ -140,12 +140,67 @@ HWY_INLINE void sum_elements(const I32Vec (&sums)[kQueries], int32_t* out,
   for (int32_t query = 0; query < kQueries; ++query) out[query * stride] = hn::GetLane(hn::SumOfLanes(d, sums[query]));
 }
 
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+
+constexpr int32_t kQuad = 4;
+
+// Four rows for four queries: sixteen sums share their shuffles. Pre: dim is a multiple of 64.
+void dot_nibble_quad(const int16_t* q, int32_t dim, const void* const* rows, int32_t* dots, int64_t dot_stride) {
+  const int32_t half = dim / 2;
+  const __m512i low_half = _mm512_set1_epi16(15);
+  __m512i sums[kQuad][kQuad];  // [query][row]
+#pragma GCC unroll 4
+  for (auto& of_query : sums) {
+#pragma GCC unroll 4
+    for (auto& sum : of_query) sum = _mm512_setzero_si512();
+  }
+  for (int32_t i = 0; i < half; i += 32) {
+#pragma GCC unroll 4
+    for (int32_t row = 0; row < kQuad; ++row) {
+      const auto* from = static_cast<const uint8_t*>(rows[row]) + i;
+      const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+      const __m512i low = _mm512_and_si512(bytes, low_half), high = _mm512_srli_epi16(bytes, 4);
+#pragma GCC unroll 4
+      for (int32_t query = 0; query < kQuad; ++query) {
+        const int16_t* at = q + int64_t{query} * dim + i;
+        const __m512i products = _mm512_add_epi32(_mm512_madd_epi16(low, _mm512_loadu_si512(at)),
+                                                  _mm512_madd_epi16(high, _mm512_loadu_si512(at + half)));
+        sums[query][row] = _mm512_add_epi32(sums[query][row], products);
+      }
+    }
+  }
+  __m512i rows_of[kQuad];  // of a query: every 16 bytes hold parts of the sums of rows 0 .. 3
+#pragma GCC unroll 4
+  for (int32_t query = 0; query < kQuad; ++query) {
+    const auto& sum = sums[query];
+    const __m512i pair01 = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[0], sum[1]), _mm512_unpackhi_epi32(sum[0], sum[1]));
+    const __m512i pair23 = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[2], sum[3]), _mm512_unpackhi_epi32(sum[2], sum[3]));
+    rows_of[query] = _mm512_add_epi32(_mm512_unpacklo_epi64(pair01, pair23), _mm512_unpackhi_epi64(pair01, pair23));
+  }
+  constexpr int kLowerLanes = 0x44, kUpperLanes = 0xee, kEvenLanes = 0x88, kOddLanes = 0xdd;
+  const auto halves = [](__m512i a, __m512i b) HWY_ATTR {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, kLowerLanes), _mm512_shuffle_i32x4(a, b, kUpperLanes));
+  };
+  const __m512i first = halves(rows_of[0], rows_of[1]), second = halves(rows_of[2], rows_of[3]);
+  alignas(64) int32_t totals[kQuad * kQuad];  // [query][row]
+  _mm512_store_si512(totals, _mm512_add_epi32(_mm512_shuffle_i32x4(first, second, kEvenLanes),
+                                              _mm512_shuffle_i32x4(first, second, kOddLanes)));
+  for (int32_t query = 0; query < kQuad; ++query) std::copy_n(totals + kQuad * query, kQuad, dots + query * dot_stride);
+}
+
+#endif
+
 template <int32_t kQueries>
 void dot_nibble_tile(const int16_t* q, int32_t dim, const void* const* rows, int32_t num_rows, int32_t* dots,
                      int64_t dot_stride) {
   const I32 d32;
   const int32_t half = dim / 2;
-  for (int32_t r = 0; r < num_rows; ++r) {
+  int32_t r = 0;
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  for (; kQueries == kQuad && dim % 64 == 0 && r + kQuad <= num_rows; r += kQuad)
+    dot_nibble_quad(q, dim, rows + r, dots + r, dot_stride);
+#endif
+  for (; r < num_rows; ++r) {
     const auto* row = static_cast<const uint8_t*>(rows[r]);  // [half] bytes
     I32Vec sums[kQueries], more[kQueries];                   // `more` is what some instruction sets add elsewhere
     for (auto& sum : sums) sum = hn::Zero(d32);

@@ -1,7 +1,10 @@
 #include "cpu/select/sign_planes.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+
+#include "cpu/select/candidates.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/select/sign_planes.cc"
@@ -26,6 +29,7 @@ constexpr int32_t kChunkPlanes = 8;
 // |sum| <= sum |q| / step + half a unit for each of the three groups of a plane <= 127; one unit for the division's rounding.
 constexpr float kLargestChunkSum = 127.0f - 1.5f * kChunkPlanes - 1.0f;
 constexpr int32_t kPatterns = 16;
+constexpr int32_t kQuarters = 4;  // of a block: 16 tokens
 
 // What is known of a query before its tables are filled.
 struct TableStep {
@@ -89,10 +93,12 @@ inline void fill_groups(const float* q, int32_t head_dim, int32_t plane, float i
 #endif
 }
 
-// Where scores go, from one query and block on.
+// Where scores go, from one query and block on. Either every query has a row of its own, or a tile of queries leaves the largest of
+// its scores and of what earlier tiles left.
+enum class Keep { all, largest };
 struct PlaneOutput {
-  float* scores;  // [num_queries, score_stride] f32
-  int64_t score_stride;
+  float* scores;         // [num_queries, score_stride] f32
+  int64_t score_stride;  // 0: one row, of the largest
   const float* offsets;  // [num_queries, num_blocks] f32
   int64_t offset_stride;
 
@@ -102,16 +108,17 @@ struct PlaneOutput {
   }
 };
 
-// A few entries at a time: a burst would fill the queue of cache misses. Into the L2 cache only: its queue is longer than that
-// of the L1 cache (17 % of the time of a scan from memory on Zen 4).
-HWY_INLINE void fetch_ahead(const PlaneBlocks& blocks, int32_t first, int32_t count) {
-  constexpr int kIntoL2 = 2;
-  for (int32_t i = first; i < std::min(first + count, blocks.num_ahead); ++i) {
-    for (int64_t line = 0; line < blocks.ahead_bytes; line += 64) __builtin_prefetch(blocks.ahead[i] + line, 0, kIntoL2);
-  }
-}
-
 #if HWY_TARGET != HWY_SCALAR
+
+// The larger of a score and the best so far, where NaN does not count.
+template <class V>
+HWY_INLINE V larger(V value, V best) {
+#if HWY_ARCH_X86
+  return hn::Max(value, best);  // returns the second operand for NaN
+#else
+  return hn::IfThenElse(hn::Gt(value, best), value, best);
+#endif
+}
 
 template <class D>
 HWY_INLINE hn::Vec<D> load_scales(D df, const uint8_t* scales) {  // scales: [lanes] u8
@@ -159,9 +166,33 @@ float make_plane_table_simd(const float* q, int32_t head_dim, int8_t* table) {
 }
 
 // Adds one table's entries for kBlocks blocks and kQueries queries.
+// Entries that are fetched while a tile is scored, a line of each at a time: a burst of prefetches fills the queue of cache misses
+// and then holds up everything.
+template <int32_t kBlocks>
+struct Ahead {
+  const std::byte* next[kBlocks];  // [kBlocks] pointers into entries
+  int64_t left;                    // bytes of each
+
+  HWY_INLINE Ahead(const PlaneBlocks& blocks, int32_t first) : left(blocks.num_ahead > first ? blocks.ahead_bytes : 0) {
+    for (int32_t i = 0; i < kBlocks; ++i)
+      next[i] = left > 0 ? blocks.ahead[std::min(first + i, blocks.num_ahead - 1)] : nullptr;
+  }
+  HWY_INLINE void fetch_line() {
+    constexpr int kIntoL2 = 2;
+    if (left <= 0) return;
+#pragma GCC unroll 16
+    for (int32_t i = 0; i < kBlocks; ++i) {
+      __builtin_prefetch(next[i], 0, kIntoL2);
+      next[i] += 64;
+    }
+    left -= 64;
+  }
+};
+
 template <int32_t kQueries, int32_t kBlocks>
 HWY_INLINE void look_up(const __m512i (&index)[kBlocks], const int8_t* table, int64_t query_bytes,
-                        __m512i (&sums)[kQueries * kBlocks]) {
+                        __m512i (&sums)[kQueries * kBlocks], Ahead<kBlocks>& ahead) {
+  ahead.fetch_line();
 #pragma GCC unroll 16
   for (int32_t query = 0; query < kQueries; ++query) {
     // The barriers keep GCC 12 from loading once per block and from putting additions off until nothing fits the registers.
@@ -179,7 +210,7 @@ HWY_INLINE void look_up(const __m512i (&index)[kBlocks], const int8_t* table, in
 // Adds kPlanes planes that share the lookup of what is left over; returns the table after theirs.
 template <int32_t kQueries, int32_t kBlocks, int32_t kPlanes>
 HWY_INLINE const int8_t* add_tile_planes(const std::byte* const* entries, int32_t first, const int8_t* table,
-                                         int64_t query_bytes, __m512i (&sums)[kQueries * kBlocks]) {
+                                         int64_t query_bytes, __m512i (&sums)[kQueries * kBlocks], Ahead<kBlocks>& ahead) {
   static_assert(kPlanes >= 1 && kPlanes <= kTilePlanes);
   constexpr int kSelect = 0xca;  // a ? b : c
   __m512i index[kBlocks], left[kBlocks];
@@ -193,32 +224,30 @@ HWY_INLINE const int8_t* add_tile_planes(const std::byte* const* entries, int32_
           plane == 0 ? index[block]
                      : _mm512_ternarylogic_epi32(taken, left[block], _mm512_srli_epi16(index[block], 2 * plane), kSelect);
     }
-    look_up<kQueries, kBlocks>(index, table + plane * kTableBytes, query_bytes, sums);
+    look_up<kQueries, kBlocks>(index, table + plane * kTableBytes, query_bytes, sums, ahead);
   }
   // Bits below those that were set are whatever they are: the table does not depend on them.
 #pragma GCC unroll 16
   for (int32_t block = 0; block < kBlocks; ++block) index[block] = _mm512_srli_epi16(left[block], 2);
-  look_up<kQueries, kBlocks>(index, table + kPlanes * kTableBytes, query_bytes, sums);
+  look_up<kQueries, kBlocks>(index, table + kPlanes * kTableBytes, query_bytes, sums, ahead);
   return table + (kPlanes + 1) * kTableBytes;
 }
 
 template <int32_t kQueries, int32_t kBlocks>
 HWY_INLINE const int8_t* add_chunk(const std::byte* const* entries, int32_t first, int32_t end, const int8_t* table,
-                                   int64_t query_bytes, __m512i (&sums)[kQueries * kBlocks]) {
+                                   int64_t query_bytes, __m512i (&sums)[kQueries * kBlocks], Ahead<kBlocks>& ahead) {
   int32_t plane = first;
   if (end - first == kChunkPlanes) {  // the common case without loops
-    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane, table, query_bytes, sums);
-    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane + 3, table, query_bytes, sums);
-    return add_tile_planes<kQueries, kBlocks, 2>(entries, plane + 6, table, query_bytes, sums);
+    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane, table, query_bytes, sums, ahead);
+    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane + 3, table, query_bytes, sums, ahead);
+    return add_tile_planes<kQueries, kBlocks, 2>(entries, plane + 6, table, query_bytes, sums, ahead);
   }
   for (; plane + 3 <= end; plane += 3)
-    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane, table, query_bytes, sums);
-  if (plane + 2 == end) return add_tile_planes<kQueries, kBlocks, 2>(entries, plane, table, query_bytes, sums);
-  if (plane + 1 == end) return add_tile_planes<kQueries, kBlocks, 1>(entries, plane, table, query_bytes, sums);
+    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane, table, query_bytes, sums, ahead);
+  if (plane + 2 == end) return add_tile_planes<kQueries, kBlocks, 2>(entries, plane, table, query_bytes, sums, ahead);
+  if (plane + 1 == end) return add_tile_planes<kQueries, kBlocks, 1>(entries, plane, table, query_bytes, sums, ahead);
   return table;
 }
-
-constexpr int32_t kQuarters = 4;  // vectors of 16 tokens
 
 // Sums of a pair of chunks as words, of tokens 0, 16, 1, 17 ... and 32, 48, 33, 49 ... (Dot products that leave f32 bits behind
 // would save the conversions, but took 10 % longer: they share pipes with the multiplications that follow.)
@@ -232,9 +261,9 @@ HWY_INLINE PairSums widen(__m512i even, __m512i odd) {
 }
 
 // kPlanes: num_planes, at most 16, or 0 for any number.
-template <int32_t kQueries, int32_t kBlocks, int32_t kPlanes>
+template <Keep kKeep, int32_t kQueries, int32_t kBlocks, int32_t kPlanes>
 HWY_INLINE void score_tile(const PlaneQueries& queries, int32_t first_query, const std::byte* const* entries,
-                           const PlaneOutput& output) {
+                           const PlaneOutput& output, Ahead<kBlocks> ahead) {
   constexpr int32_t kSums = kQueries * kBlocks;
   constexpr bool kOnePair = kPlanes > 0;
   const int32_t num_planes = kOnePair ? kPlanes : queries.num_planes;
@@ -247,21 +276,26 @@ HWY_INLINE void score_tile(const PlaneQueries& queries, int32_t first_query, con
     const int32_t end = std::min(num_planes, middle + kChunkPlanes);
 #pragma GCC unroll 16
     for (int32_t i = 0; i < kSums; ++i) even[i] = odd[i] = _mm512_setzero_si512();
-    table = add_chunk<kQueries, kBlocks>(entries, plane, middle, table, query_bytes, even);
-    table = add_chunk<kQueries, kBlocks>(entries, middle, end, table, query_bytes, odd);
+    table = add_chunk<kQueries, kBlocks>(entries, plane, middle, table, query_bytes, even, ahead);
+    table = add_chunk<kQueries, kBlocks>(entries, middle, end, table, query_bytes, odd, ahead);
     if constexpr (kOnePair) break;
     for (int32_t i = 0; i < kSums && !kOnePair; ++i) {
       const PairSums pair = widen(even[i], odd[i]);
       kept[i] = {_mm512_add_epi16(kept[i].low, pair.low), _mm512_add_epi16(kept[i].high, pair.high)};
     }
   }
+  while (ahead.left > 0) ahead.fetch_line();
 #pragma GCC unroll 16
   for (int32_t block = 0; block < kBlocks; ++block) {
     const auto* scales = reinterpret_cast<const uint8_t*>(entries[block]) + plane_scale_offset(num_planes, 0);
     const hn::FixedTag<float, 16> df;
-    __m512 scale[kQuarters];
+    float* row = output.scores + block * kPlaneTokens;
+    __m512 scale[kQuarters], best[kQuarters];
 #pragma GCC unroll 16
-    for (int32_t i = 0; i < kQuarters; ++i) scale[i] = load_scales(df, scales + 16 * i).raw;
+    for (int32_t i = 0; i < kQuarters; ++i) {
+      scale[i] = load_scales(df, scales + 16 * i).raw;
+      best[i] = kKeep == Keep::all || first_query == 0 ? _mm512_set1_ps(-kLargestScore) : _mm512_loadu_ps(row + 16 * i);
+    }
 #pragma GCC unroll 16
     for (int32_t query = 0; query < kQueries; ++query) {
       const int32_t at = query * kBlocks + block;
@@ -271,35 +305,45 @@ HWY_INLINE void score_tile(const PlaneQueries& queries, int32_t first_query, con
           _mm512_srai_epi32(_mm512_slli_epi32(words.high, 16), 16), _mm512_srai_epi32(words.high, 16)};
       const __m512 step = _mm512_set1_ps(queries.steps[first_query + query]);
       const __m512 offset = _mm512_set1_ps(output.offsets[query * output.offset_stride + block]);
-      float* to = output.scores + query * output.score_stride + block * kPlaneTokens;
 #pragma GCC unroll 16
       for (int32_t i = 0; i < kQuarters; ++i) {
         const __m512 value = _mm512_mul_ps(step, _mm512_cvtepi32_ps(sums[i]));
-        _mm512_storeu_ps(to + 16 * i, _mm512_fmadd_ps(scale[i], value, offset));
+        const __m512 score = _mm512_fmadd_ps(scale[i], value, offset);
+        if constexpr (kKeep == Keep::largest) {
+          best[i] = _mm512_max_ps(score, best[i]);  // the second operand for NaN
+        } else {
+          _mm512_storeu_ps(row + query * output.score_stride + 16 * i, score);
+        }
+      }
+    }
+    if constexpr (kKeep == Keep::largest) {
+#pragma GCC unroll 16
+      for (int32_t i = 0; i < kQuarters; ++i) {
+        _mm512_storeu_ps(row + 16 * i, _mm512_min_ps(best[i], _mm512_set1_ps(kLargestScore)));
       }
     }
   }
 }
 
-template <int32_t kQueries, int32_t kPlanes>
+template <Keep kKeep, int32_t kQueries, int32_t kPlanes>
 void score_all(const PlaneQueries& queries, int32_t first_query, const PlaneBlocks& blocks, const PlaneOutput& output) {
   constexpr int32_t kTileBlocks = kPlanes > 0 ? 2 : 1;  // pairs of sums take half of the registers
   int32_t block = 0;
   for (; block + kTileBlocks <= blocks.num_blocks; block += kTileBlocks) {
-    fetch_ahead(blocks, block, kTileBlocks);
-    score_tile<kQueries, kTileBlocks, kPlanes>(queries, first_query, blocks.entries + block, output.from(0, block));
+    score_tile<kKeep, kQueries, kTileBlocks, kPlanes>(queries, first_query, blocks.entries + block, output.from(0, block),
+                                                      Ahead<kTileBlocks>(blocks, block));
   }
   for (; block < blocks.num_blocks; ++block) {
-    fetch_ahead(blocks, block, 1);
-    score_tile<kQueries, 1, kPlanes>(queries, first_query, blocks.entries + block, output.from(0, block));
+    score_tile<kKeep, kQueries, 1, kPlanes>(queries, first_query, blocks.entries + block, output.from(0, block),
+                                            Ahead<1>(blocks, block));
   }
 }
 
-template <int32_t kQueries>
+template <Keep kKeep, int32_t kQueries>
 void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneBlocks& blocks, const PlaneOutput& output) {
-  const auto run = queries.num_planes == 8    ? &score_all<kQueries, 8>
-                   : queries.num_planes == 16 ? &score_all<kQueries, 16>
-                                              : &score_all<kQueries, 0>;
+  const auto run = queries.num_planes == 8    ? &score_all<kKeep, kQueries, 8>
+                   : queries.num_planes == 16 ? &score_all<kKeep, kQueries, 16>
+                                              : &score_all<kKeep, kQueries, 0>;
   run(queries, first_query, blocks, output);
 }
 
@@ -321,7 +365,7 @@ float make_plane_table_simd(const float* q, int32_t head_dim, int8_t* table) {
 
 #if HWY_TARGET == HWY_SCALAR
 
-template <int32_t kQueries>
+template <Keep kKeep, int32_t kQueries>
 void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneBlocks& blocks, const PlaneOutput& output) {
   for (int32_t block = 0; block < blocks.num_blocks; ++block) {
     const auto* entry = reinterpret_cast<const uint8_t*>(blocks.entries[block]);
@@ -334,9 +378,15 @@ void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneB
           sum += table[2 * plane * kPatterns + (byte & 15u)] + table[(2 * plane + 1) * kPatterns + (byte >> 4)];
         }
         const float value = queries.steps[first_query + query] * static_cast<float>(sum);
-        output.scores[query * output.score_stride + block * kPlaneTokens + token] =
-            e4m4_to_float(entry[plane_scale_offset(queries.num_planes, token)]) * value +
-            output.offsets[query * output.offset_stride + block];
+        const float score = e4m4_to_float(entry[plane_scale_offset(queries.num_planes, token)]) * value +
+                            output.offsets[query * output.offset_stride + block];
+        float& to = output.scores[query * output.score_stride + block * kPlaneTokens + token];
+        if constexpr (kKeep == Keep::all) {
+          to = score;
+        } else {
+          const float best = first_query + query == 0 ? -kLargestScore : to;
+          to = std::min(score > best ? score : best, kLargestScore);
+        }
       }
     }
   }
@@ -348,6 +398,7 @@ using Bytes = hn::CappedTag<uint8_t, 64>;
 using Words = hn::Repartition<int16_t, Bytes>;
 using ByteVec = hn::Vec<Bytes>;
 using WordVec = hn::Vec<Words>;
+using FloatVec = hn::Vec<hn::Repartition<float, Bytes>>;
 
 template <int32_t kQueries>
 HWY_INLINE void add_planes(const uint8_t* codes,  // [num_planes, 64] u8, from some token on
@@ -369,7 +420,16 @@ HWY_INLINE void add_planes(const uint8_t* codes,  // [num_planes, 64] u8, from s
   }
 }
 
-template <int32_t kQueries>
+// A few entries at a time: a burst would fill the queue of cache misses. Into the L2 cache only: its queue is longer than that
+// of the L1 cache (17 % of the time of a scan from memory on Zen 4).
+HWY_INLINE void fetch_ahead(const PlaneBlocks& blocks, int32_t first, int32_t count) {
+  constexpr int kIntoL2 = 2;
+  for (int32_t i = first; i < std::min(first + count, blocks.num_ahead); ++i) {
+    for (int64_t line = 0; line < blocks.ahead_bytes; line += 64) __builtin_prefetch(blocks.ahead[i] + line, 0, kIntoL2);
+  }
+}
+
+template <Keep kKeep, int32_t kQueries>
 void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneBlocks& blocks, const PlaneOutput& output) {
   const Bytes d8;
   const Words d16;
@@ -399,19 +459,31 @@ void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneB
       }
       const int32_t first_token = byte / 4;  // 16 bytes hold 4 tokens of each 16
       const uint8_t* scales = entry + plane_scale_offset(queries.num_planes, first_token);
+      float* row = output.scores + int64_t{block} * kPlaneTokens + first_token;
+      FloatVec scale[kQuarters], best[kQuarters];
+      for (int32_t i = 0; i < kQuarters; ++i) {
+        scale[i] = load_scales(df, scales + 16 * i);
+        best[i] = kKeep == Keep::all || first_query == 0 ? hn::Set(df, -kLargestScore) : hn::LoadU(df, row + 16 * i);
+      }
       for (int32_t query = 0; query < kQueries; ++query) {
         const auto step = hn::Set(df, queries.steps[first_query + query]);
         const auto offset = hn::Set(df, output.offsets[query * output.offset_stride + block]);
-        float* to = output.scores + query * output.score_stride + int64_t{block} * kPlaneTokens + first_token;
-        const auto store = [&](hn::Vec<decltype(d32)> sum, int32_t token) HWY_ATTR {
-          const auto value = hn::Mul(step, hn::ConvertTo(df, sum));
-          hn::StoreU(hn::MulAdd(load_scales(df, scales + token), value, offset), df, to + token);
+        const auto keep = [&](hn::Vec<decltype(d32)> sum, int32_t i) HWY_ATTR {
+          const FloatVec score = hn::MulAdd(scale[i], hn::Mul(step, hn::ConvertTo(df, sum)), offset);
+          if constexpr (kKeep == Keep::largest) {
+            best[i] = larger(score, best[i]);
+          } else {
+            hn::StoreU(score, df, row + query * output.score_stride + 16 * i);
+          }
         };
         const auto low32 = hn::BitCast(d32, low[query]), high32 = hn::BitCast(d32, high[query]);
-        store(hn::ShiftRight<16>(hn::ShiftLeft<16>(low32)), 0);
-        store(hn::ShiftRight<16>(low32), 16);
-        store(hn::ShiftRight<16>(hn::ShiftLeft<16>(high32)), 32);
-        store(hn::ShiftRight<16>(high32), 48);
+        keep(hn::ShiftRight<16>(hn::ShiftLeft<16>(low32)), 0);
+        keep(hn::ShiftRight<16>(low32), 1);
+        keep(hn::ShiftRight<16>(hn::ShiftLeft<16>(high32)), 2);
+        keep(hn::ShiftRight<16>(high32), 3);
+      }
+      if constexpr (kKeep == Keep::largest) {
+        for (int32_t i = 0; i < kQuarters; ++i) hn::StoreU(hn::Min(best[i], hn::Set(df, kLargestScore)), df, row + 16 * i);
       }
     }
   }
@@ -420,19 +492,28 @@ void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneB
 #endif  // HWY_SCALAR
 #endif  // RAREFY_PLANES_VBMI
 
-void plane_scores_simd(const PlaneQueries& queries, const PlaneBlocks& blocks, float* scores, int64_t score_stride) {
+template <Keep kKeep>
+void plane_scores_of(const PlaneQueries& queries, const PlaneBlocks& blocks, float* scores, int64_t score_stride) {
   constexpr int32_t kTileQueries = 4;
   const PlaneOutput output{scores, score_stride, blocks.offsets, blocks.num_blocks};
   for (int32_t query = 0; query < queries.num_queries; query += kTileQueries) {
     const int32_t tile = std::min(kTileQueries, queries.num_queries - query);
-    const auto run = tile == 1   ? &score_blocks<1>
-                     : tile == 2 ? &score_blocks<2>
-                     : tile == 3 ? &score_blocks<3>
-                                 : &score_blocks<4>;
+    const auto run = tile == 1   ? &score_blocks<kKeep, 1>
+                     : tile == 2 ? &score_blocks<kKeep, 2>
+                     : tile == 3 ? &score_blocks<kKeep, 3>
+                                 : &score_blocks<kKeep, 4>;
     PlaneBlocks tile_blocks = blocks;
     if (query > 0) tile_blocks.num_ahead = 0;  // entries are fetched once, by the first tile of queries
     run(queries, query, tile_blocks, output.from(query, 0));
   }
+}
+
+void plane_scores_simd(const PlaneQueries& queries, const PlaneBlocks& blocks, float* scores, int64_t score_stride) {
+  plane_scores_of<Keep::all>(queries, blocks, scores, score_stride);
+}
+
+void largest_plane_scores_simd(const PlaneQueries& queries, const PlaneBlocks& blocks, float* largest) {
+  plane_scores_of<Keep::largest>(queries, blocks, largest, 0);
 }
 
 #undef RAREFY_PLANES_VBMI
@@ -446,6 +527,7 @@ namespace rarefy::cpu {
 
 HWY_EXPORT(make_plane_table_simd);
 HWY_EXPORT(plane_scores_simd);
+HWY_EXPORT(largest_plane_scores_simd);
 
 float make_plane_table(const float* q, int32_t head_dim, int8_t* table) {
   return HWY_DYNAMIC_DISPATCH(make_plane_table_simd)(q, head_dim, table);
@@ -453,6 +535,10 @@ float make_plane_table(const float* q, int32_t head_dim, int8_t* table) {
 
 void plane_scores(const PlaneQueries& queries, const PlaneBlocks& blocks, float* scores, int64_t score_stride) {
   HWY_DYNAMIC_DISPATCH(plane_scores_simd)(queries, blocks, scores, score_stride);
+}
+
+void largest_plane_scores(const PlaneQueries& queries, const PlaneBlocks& blocks, float* largest) {
+  HWY_DYNAMIC_DISPATCH(largest_plane_scores_simd)(queries, blocks, largest);
 }
 
 }  // namespace rarefy::cpu

@@ -82,4 +82,8 @@ void plane_scores(const PlaneQueries& queries, const PlaneBlocks& blocks,
                   float* scores,  // [num_queries, score_stride] f32; 64 per block
                   int64_t score_stride);
 
+// The largest of the queries' scores for every token, NaN left out, moved into +-kLargestScore.
+void largest_plane_scores(const PlaneQueries& queries, const PlaneBlocks& blocks,
+                          float* largest);  // [num_blocks, 64] f32
+
 }  // namespace rarefy::cpu
