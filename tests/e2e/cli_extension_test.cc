@@ -1,7 +1,10 @@
 // Plugins in every verb that takes a policy, and calibrate: what it writes, that it is used, what it refuses.
 #include <gtest/gtest.h>
 
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
 
 #include "cli_files.h"
 #include "rarefy/select/policy.h"
@@ -117,6 +120,28 @@ TEST_F(CliExtension, BadPluginsAreRefused) {
                                     std::string("total=64 index=misbehaving:") + option}),
                    1, part);
   }
+}
+
+// Scores so wrong that a sample now and then misses what matters, and its certificate with it: audits see that a promise this tight is
+// not kept (0.3 % of pairs instead of 0.01 %), and the program says so at its end.
+TEST_F(CliExtension, AuditFailEndsWithItsOwnCode) {
+  std::istringstream words(sample_text(6000));
+  const std::vector<std::string> all{std::istream_iterator<std::string>(words), {}};
+  std::mt19937 random(1);
+  std::string shuffled;
+  for (int i = 0; i < 4000; ++i) shuffled += all[random() % all.size()] + " ";
+  const std::string file = files_.write("words.txt", shuffled);
+  const auto audited = [&](const std::string& policy) {  // by the trained checkpoint: attention of a random one is flat
+    return run_program({"perplexity", "-t", "1", "--plugin", RAREFY_BAD_PLUGIN_MISBEHAVING, "-f", file, "--context", "1024",
+                        "-n", "64", "--audit", "1", "--audit-fail", "--policy", policy});
+  };
+  const ProgramResult broken = audited("total=200 index=misbehaving:none spend=priority eps=0.05 delta=0.0001 min=64");
+  EXPECT_EQ(broken.exit_code, 5) << broken.err << broken.out;
+  EXPECT_NE(broken.err.find("rarefy: --audit-fail: "), std::string::npos) << broken.err;
+  EXPECT_NE(broken.err.find("promised 0.01 %"), std::string::npos) << broken.err;
+  EXPECT_NE(broken.out.find("dense"), std::string::npos) << "the table comes all the same: " << broken.out;
+  const ProgramResult kept = audited("total=200 index=q2 spend=priority eps=0.5 delta=0.2 min=64");
+  EXPECT_EQ(kept.exit_code, 0) << kept.err;
 }
 
 TEST_F(CliExtension, PoliciesComeFromFiles) {
