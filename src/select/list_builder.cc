@@ -89,25 +89,6 @@ void ListBuilder::survey() {
   selector.settle(state_.data(), all);
 }
 
-// Index entries; a selector without any reads keys, which are too many.
-void ListBuilder::add_entries(FetchQueue& queue, int32_t first_block, int32_t stride, int32_t num_blocks) const {
-  const auto bytes = static_cast<int32_t>(problem_.selector->block_bytes());
-  if (bytes == 0) return;
-  for (int32_t done = 0; done < num_blocks; done += kMaxRunBlocks) {
-    BlockPointers pointers;
-    const int32_t count = std::min(kMaxRunBlocks, num_blocks - done);
-    const ScoreBlocks blocks = source_->blocks(first_block + done * stride, stride, count, 0, pointers);
-    for (int32_t block = 0; block < count; ++block) queue.add(blocks.entries[block], bytes);
-  }
-}
-
-void ListBuilder::add_sample(FetchQueue& queue) const {
-  const SampleBlocks blocks = sample_blocks();
-  add_entries(queue, 0, 1, blocks.first);
-  add_entries(queue, blocks.end, 1, source_->num_blocks() - blocks.end);
-  add_entries(queue, blocks.first, blocks.step, blocks.count);
-}
-
 // Adds weight * exp(score) of some blocks to the sums; tokens past the end do not count.
 void ListBuilder::add_to_sums(const float* scores, int64_t score_stride, int32_t num_tokens, float log_weight) {
   for (int32_t query = 0; query < problem_.group; ++query) {
@@ -162,7 +143,7 @@ void ListBuilder::guess_thresholds() {
       SpendThresholds::guess(problem_.rule, scratch_->sample_group.data(), sample_tokens_, sample_weight_, scratch_->sums);
 }
 
-void ListBuilder::scan(ScanPart& part, FetchQueue* queue) const {
+void ListBuilder::scan(ScanPart& part) const {
   const int32_t block_tokens = source_->block_tokens();
   const int32_t run = run_blocks(block_tokens);
   const int32_t first_token = problem_.num_sink, end_token = source_->kv_len() - problem_.num_local;
@@ -173,9 +154,7 @@ void ListBuilder::scan(ScanPart& part, FetchQueue* queue) const {
   part.maxima.fill(-kInfinity);
   part.count = 0;
   const auto room = static_cast<size_t>(stride);
-  if (queue != nullptr) queue->start((part.end_block - part.first_block + run - 1) / run * 2);
   for (int32_t block = part.first_block; block < part.end_block; block += run) {
-    if (queue != nullptr) queue->turn();
     const int32_t count = std::min(run, part.end_block - block);
     const int32_t first = std::max(first_token, block * block_tokens);
     const int32_t end = std::min(end_token, (block + count) * block_tokens);
@@ -193,7 +172,6 @@ void ListBuilder::scan(ScanPart& part, FetchQueue* queue) const {
       scores = score_queries();
       cpu::group_scores(scores, stride, problem_.group, log_sums_.data(), end - first, groups + skipped);
     }
-    if (queue != nullptr) queue->turn();
     if (part.token_ids.size() < part.count + room) {
       part.token_ids.resize(2 * (part.count + room));
       part.group_scores.resize(part.token_ids.size());
@@ -210,7 +188,7 @@ void ListBuilder::scan(ScanPart& part, FetchQueue* queue) const {
 }
 
 void ListBuilder::scan_all() {
-  for (ScanPart& part : scratch_->parts) scan(part, nullptr);
+  for (ScanPart& part : scratch_->parts) scan(part);
 }
 
 Candidates ListBuilder::gather() {

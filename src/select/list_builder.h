@@ -1,6 +1,6 @@
 // ListBuilder: one list of an IndexSet, from a prepared query group to token ids and weights.
 //
-//   set()     says what to do; add_sample() then names what begin() will read, so that it can be fetched ahead
+//   set()     says what to do
 //   begin()   lets the selector survey all blocks, if it does; scores a fixed sample of blocks: estimates L_h, guesses thresholds
 //   scan()    scores every block of a range once and keeps candidates; ranges may be scanned by different threads
 //   finish()  settles L_h and spends the budget; scans again itself in the rare cases that need it
@@ -18,7 +18,6 @@
 #include "core/aligned_buffer.h"
 #include "rarefy/select/selection.h"
 #include "select/block_source.h"
-#include "select/fetch_queue.h"
 #include "select/spend.h"
 
 namespace rarefy {
@@ -58,10 +57,9 @@ class ListBuilder {
 
   // `scratch` belongs to the list from begin() to finish().
   void set(const Problem& problem, const BlockSource& source, ListScratch& scratch);
-  void add_sample(FetchQueue& queue) const;
   void begin();
-  // One of the scratch memory's parts. Meanwhile the queue is worked off. `queue` may be null.
-  void scan(ScanPart& part, FetchQueue* queue) const;
+  // One of the scratch memory's parts.
+  void scan(ScanPart& part) const;
   // Writes at most num_sink + min(budget, num_tokens) + num_local entries, ascending; returns how many.
   int32_t finish(int32_t* token_ids,  // [max_selected] i32
                  float* log_weight);  // [max_selected] f32
@@ -82,7 +80,6 @@ class ListBuilder {
     int32_t first = 0, step = 1, count = 0, end = 0;  // blocks before `first` and from `end` on count in full
   };
   SampleBlocks sample_blocks() const;
-  void add_entries(FetchQueue& queue, int32_t first_block, int32_t stride, int32_t num_blocks) const;
   void survey();
   void add_survey(ScoreBlocks& blocks, int32_t first_block, int32_t stride) const;
   void sample();

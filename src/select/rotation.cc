@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "cpu/select/hadamard.h"
 #include "rarefy/core/rng.h"
 
 namespace rarefy {
@@ -37,15 +38,7 @@ void Rotation::apply(const float* x, float* rotated) const {
     from = rotated;
     float* block = rotated;  // [size] f32
     for (int32_t size : block_sizes_) {
-      for (int32_t half = 1; half < size; half *= 2) {
-        for (int32_t begin = 0; begin < size; begin += 2 * half) {
-          for (int32_t i = begin; i < begin + half; ++i) {
-            const float low = block[i], high = block[i + half];
-            block[i] = low + high;
-            block[i + half] = low - high;
-          }
-        }
-      }
+      cpu::hadamard(block, size);
       block += size;
     }
   }

@@ -45,10 +45,6 @@ class Selection::Impl {
                    int32_t first, int32_t end) const;
   // How many ranges each list is scanned in, by as many threads.
   int32_t num_ranges(int32_t num_blocks) const;
-  // The keys and values of a list.
-  static void add_rows(const PagedKvView& view, int32_t kv_head,
-                       const int32_t* token_ids,  // [count] i32
-                       int32_t count, FetchQueue& queue);
 
   Policy policy_;
   std::shared_ptr<const Selector> selector_;
@@ -57,7 +53,6 @@ class Selection::Impl {
   std::vector<ListBuilder> lists_;    // [num_kv_heads]
   std::vector<ListScratch> scratch_;  // [threads], or of lists that several threads make together [num_kv_heads]
   std::vector<float> scaled_q_;       // [num_q_heads, head_dim] f32
-  std::vector<FetchQueue> queues_;    // [threads]
 };
 
 Status Selection::Impl::train(const KvSequence& sequence, int32_t layer) const {
@@ -171,17 +166,6 @@ int32_t Selection::Impl::num_ranges(int32_t num_blocks) const {
   return std::min(wanted, std::max(1, num_blocks * selector_->block_tokens() / kMinPartTokens));
 }
 
-void Selection::Impl::add_rows(const PagedKvView& view, int32_t kv_head, const int32_t* token_ids, int32_t count,
-                               FetchQueue& queue) {
-  const auto element_bytes = static_cast<int64_t>(size_of(view.dtype));
-  const auto row_bytes = static_cast<int32_t>(view.head_dim * element_bytes);
-  for (int32_t i = 0; i < count; ++i) {
-    const int64_t offset = element_bytes * view.row_offset(0, token_ids[i], kv_head);
-    queue.add(static_cast<const std::byte*>(view.keys) + offset, row_bytes);
-    queue.add(static_cast<const std::byte*>(view.values) + offset, row_bytes);
-  }
-}
-
 Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
                                const ListReady& list_ready) {
   if (step.q == nullptr || step.layer < 0 || step.layer >= shape_.num_layers) {
@@ -215,10 +199,8 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
                                     std::to_string(set.num_lists()) + " lists of " + std::to_string(set.max_selected()));
   }
 
-  const int64_t num_values = int64_t{shape_.num_kv_heads} * shape_.group * shape_.head_dim;
-  scaled_q_.resize(static_cast<size_t>(num_values));
-  for (int64_t i = 0; i < num_values; ++i) scaled_q_[i] = step.q[i] * step.scale;
-
+  const int64_t group_values = int64_t{shape_.group} * shape_.head_dim;
+  scaled_q_.resize(static_cast<size_t>(shape_.num_kv_heads * group_values));
   if (!ready(sequence, step.layer)) {
     return Status::invalid_argument(
         "selection: the index of layer " + std::to_string(step.layer) +
@@ -246,7 +228,8 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
     problem.rule.first_token = budget.sink;
     problem.rule.num_heavy = (budget.selected + 1) / 2;
     problem.rule.top_p = policy_.top_p;
-    problem.q = scaled_q_.data() + int64_t{kv_head} * shape_.group * shape_.head_dim;
+    problem.q = scaled_q_.data() + kv_head * group_values;
+    for (int64_t i = kv_head * group_values; i < (kv_head + 1) * group_values; ++i) scaled_q_[i] = step.q[i] * step.scale;
     lists_[kv_head].set(problem, BlockSource(sequence, index_, block_tokens, head(sequence, step.layer, kv_head)), scratch);
   };
   const auto announce = [&](int32_t kv_head) {
@@ -255,37 +238,20 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
   const auto finish = [&](int32_t kv_head) {
     set.count(0, kv_head) = lists_[kv_head].finish(set.token_ids(0, kv_head), set.log_weight(0, kv_head));
   };
-  const PagedKvView view = sequence.view(step.layer);
-  // Scanning an index is arithmetic more than memory: meanwhile the rows of the previous list, which attention will read, and
-  // the sample of the next list come in. Then that list is handed over: its rows lie in the L2 cache.
-  const auto build_lists = [&](int32_t first, int32_t end, FetchQueue& queue, ListScratch& scratch) {  // of `todo`
-    if (first < end) set_problem(todo[static_cast<size_t>(first)], scratch);
-    for (int32_t i = first; i < end; ++i) {
-      const int32_t kv_head = todo[static_cast<size_t>(i)];
-      queue.clear();
-      if (i > first) {
-        const int32_t previous = todo[static_cast<size_t>(i - 1)];
-        add_rows(view, previous, set.token_ids(0, previous), set.count(0, previous), queue);
-      }
-      if (i + 1 < end) {
-        const int32_t next = todo[static_cast<size_t>(i + 1)];
-        set_problem(next, scratch);
-        lists_[next].add_sample(queue);
-      }
-      lists_[kv_head].begin();
-      lists_[kv_head].scan(scratch.parts[0], &queue);
-      finish(kv_head);
-      if (i > first) announce(todo[static_cast<size_t>(i - 1)]);
-    }
-    if (first < end) announce(todo[static_cast<size_t>(end - 1)]);
-  };
-  queues_.resize(static_cast<size_t>(num_threads()));
 #pragma omp parallel num_threads(num_threads())
   {
     if (num_parts == 1) {
-      const int32_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      build_lists(num_todo * thread / threads, num_todo * (thread + 1) / threads, queues_[static_cast<size_t>(thread)],
-                  scratch_[static_cast<size_t>(thread)]);
+      // A thread hands a list over as soon as it is made. Threads take lists as they come: cores may differ in speed.
+#pragma omp for schedule(dynamic)
+      for (int32_t i = 0; i < num_todo; ++i) {
+        const int32_t kv_head = todo[static_cast<size_t>(i)];
+        ListScratch& scratch = scratch_[static_cast<size_t>(omp_get_thread_num())];
+        set_problem(kv_head, scratch);
+        lists_[kv_head].begin();
+        lists_[kv_head].scan(scratch.parts[0]);
+        finish(kv_head);
+        announce(kv_head);
+      }
     } else {
 #pragma omp for schedule(dynamic)
       for (int32_t i = 0; i < num_todo; ++i) {
@@ -296,7 +262,7 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
 #pragma omp for schedule(dynamic)
       for (int32_t task = 0; task < num_todo * num_parts; ++task) {
         const int32_t kv_head = todo[static_cast<size_t>(task / num_parts)];
-        lists_[kv_head].scan(scratch_[static_cast<size_t>(kv_head)].parts[task % num_parts], nullptr);
+        lists_[kv_head].scan(scratch_[static_cast<size_t>(kv_head)].parts[task % num_parts]);
       }
 #pragma omp for schedule(dynamic)
       for (int32_t i = 0; i < num_todo; ++i) {

@@ -64,7 +64,7 @@ class Selection {
   // `thread` is below num_threads().
   using ListReady = std::function<void(int32_t kv_head, int32_t thread)>;
   // Fills row 0 of `set`, one list per KV head. Pre: ready(), the layer is not dense. `list_ready` (may be empty) is called for each
-  // list that is made, where possible after its keys and values were fetched into the cache.
+  // list that is made.
   Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
                 const ListReady& list_ready = {});
 
