@@ -94,7 +94,7 @@ class SparseStep::Impl {
     return 2 * static_cast<int64_t>(plan_->shape.head_dim) * static_cast<int64_t>(size_of(plan_->shape.kv_dtype));
   }
   bool bounded() const { return plan_->policy.certify == Certify::bounded; }
-  Status attend(const DecodePlan& plan, DecodeArgs args);
+  static Status attend(const DecodePlan& plan, DecodeArgs args, AlignedBuffer& workspace);
   // Attends to one of the lists of args_, by the memory of a thread.
   Status attend_list(int32_t list, int32_t thread);
   void set_args(const KvSequence& sequence, const SelectionStep& where, const IndexSetView& lists, float* out,
@@ -129,9 +129,9 @@ class SparseStep::Impl {
   std::vector<OutsideBound> outside_;
 };
 
-Status SparseStep::Impl::attend(const DecodePlan& plan, DecodeArgs args) {
+Status SparseStep::Impl::attend(const DecodePlan& plan, DecodeArgs args, AlignedBuffer& workspace) {
   args.workspace_bytes = plan.workspace_bytes();
-  args.workspace = workspace_.reserve(args.workspace_bytes);
+  args.workspace = workspace.reserve(args.workspace_bytes);
   return plan.run(args);
 }
 
@@ -151,16 +151,13 @@ Status SparseStep::Impl::attend_list(int32_t list, int32_t thread) {
   args.index.token_ids += int64_t{list} * args.index.max_selected;
   args.index.log_weight += int64_t{list} * args.index.max_selected;
   args.index.counts += list;
-  args.workspace_bytes = plan_->one_list.workspace_bytes();
-  args.workspace = list_workspaces_[static_cast<size_t>(thread)].reserve(args.workspace_bytes);
-  return plan_->one_list.run(args);
+  return attend(plan_->one_list, args, list_workspaces_[static_cast<size_t>(thread)]);
 }
 
 Status SparseStep::Impl::run(const KvSequence& sequence, const SelectionStep& where, float* out, SparseStepResult& result) {
   const Policy& policy = plan_->policy;
   SelectionCost cost;
-  if (num_threads() <=
-      num_lists()) {  // every thread has lists of its own: it attends to them while their rows are in its cache
+  if (num_threads() <= num_lists()) {  // every thread makes lists of its own, and attends to each at once
     set_args(sequence, where, set_.view(), out, result);
     list_workspaces_.resize(static_cast<size_t>(num_threads()));
     list_results_.assign(static_cast<size_t>(num_lists()), {});
@@ -317,7 +314,7 @@ Status SparseStep::Impl::retry(const KvSequence& sequence, SelectionStep where, 
   args.lse = retry_lse_.data();
   args.rel_std = retry_std_.data();
   args.out_rel_std = retry_out_std_.data();
-  RAREFY_RETURN_IF_ERROR(attend(plan_->sparse, args));
+  RAREFY_RETURN_IF_ERROR(attend(plan_->sparse, args, workspace_));
   for (int32_t list = 0; list < num_lists(); ++list) {
     if (tokens_[static_cast<size_t>(list)] == 0) continue;
     const int32_t first = list * group;
@@ -350,7 +347,7 @@ void SparseStep::Impl::set_args(const KvSequence& sequence, const SelectionStep&
 Status SparseStep::Impl::run_lists(const KvSequence& sequence, const SelectionStep& where, const IndexSetView& lists,
                                    float* out, SparseStepResult& result) {
   set_args(sequence, where, lists, out, result);
-  RAREFY_RETURN_IF_ERROR(attend(plan_->sparse, args_));
+  RAREFY_RETURN_IF_ERROR(attend(plan_->sparse, args_, workspace_));
   count_traffic(result);
   return {};
 }
@@ -380,7 +377,7 @@ Status SparseStep::Impl::audit(const float* out, SparseStepAudit& audit) {
   dense.rel_std = dense.out_rel_std = nullptr;
   dense.out = dense_out_.data();
   dense.lse = lse_.data();
-  RAREFY_RETURN_IF_ERROR(attend(plan_->dense, dense));
+  RAREFY_RETURN_IF_ERROR(attend(plan_->dense, dense, workspace_));
 
   // The same tokens without their sampling weights: exp(lse - dense lse) is the attention mass they hold.
   DecodeArgs unweighted = args_;
@@ -388,7 +385,7 @@ Status SparseStep::Impl::audit(const float* out, SparseStepAudit& audit) {
   unweighted.rel_std = unweighted.out_rel_std = nullptr;
   unweighted.out = scratch_out_.data();
   unweighted.lse = selected_lse_.data();
-  RAREFY_RETURN_IF_ERROR(attend(plan_->sparse, unweighted));
+  RAREFY_RETURN_IF_ERROR(attend(plan_->sparse, unweighted, workspace_));
 
   audit.error.resize(heads);
   audit.mass.resize(heads);

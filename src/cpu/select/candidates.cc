@@ -9,6 +9,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
 #include "cpu/simd/exp-inl.h"
+#include "cpu/simd/larger-inl.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
@@ -44,15 +45,6 @@ HWY_INLINE hn::Vec<I32> hashes(ListKey key, hn::Vec<I32> tokens) {
 HWY_INLINE F32Vec uniforms(ListKey key, hn::Vec<I32> tokens) {
   const F32 df;
   return hn::Mul(hn::Add(hn::ConvertTo(df, hashes(key, tokens)), hn::Set(df, 0.5f)), hn::Set(df, 0x1p-31f));
-}
-
-// The larger of a value and the best so far, where NaN does not count.
-HWY_INLINE F32Vec larger(F32Vec value, F32Vec best) {
-#if HWY_ARCH_X86
-  return hn::Max(value, best);  // returns the second operand for NaN
-#else
-  return hn::IfThenElse(hn::Gt(value, best), value, best);
-#endif
 }
 
 // The constants of a filter in registers.

@@ -10,6 +10,7 @@
 #define HWY_TARGET_INCLUDE "cpu/select/sign_planes.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
+#include "cpu/simd/larger-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -109,16 +110,6 @@ struct PlaneOutput {
 };
 
 #if HWY_TARGET != HWY_SCALAR
-
-// The larger of a score and the best so far, where NaN does not count.
-template <class V>
-HWY_INLINE V larger(V value, V best) {
-#if HWY_ARCH_X86
-  return hn::Max(value, best);  // returns the second operand for NaN
-#else
-  return hn::IfThenElse(hn::Gt(value, best), value, best);
-#endif
-}
 
 template <class D>
 HWY_INLINE hn::Vec<D> load_scales(D df, const uint8_t* scales) {  // scales: [lanes] u8

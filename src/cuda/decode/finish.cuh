@@ -273,7 +273,7 @@ __device__ __forceinline__ void fold(Running<T>& quad, const Running<T>& leaf) {
   }
 }
 
-// Where slots go: their sums at a multiple of stride in f32, and three statistics each.
+// Calls store(n, e, slot, g, norms) for the lane's two slots n * 8 + 2c + e of each tile, where they are in use.
 template <typename T, typename Store>
 __device__ __forceinline__ void for_each_slot(const Running<T>& run, int num_columns, Store&& store) {
   const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;

@@ -62,8 +62,8 @@ __global__ __launch_bounds__(T::kThreads,
   Running<T> run, folded;  // of the present leaf; of the quad's leaves before it
   run.clear();
   folded.clear();
-  const bool apart =
-      shares.warps_per_quad == 2 && threadIdx.x / 32 % 2 == 1;  // not the quad's first leaves: the last stays apart
+  // The second of two warps does not have the quad's first leaves: its last leaf stays apart, for the fold is in order.
+  const bool apart = shares.warps_per_quad == 2 && threadIdx.x / 32 % 2 == 1;
   int leaf_end = cut.first_step(leaf + 1) - first_step;
   const auto end_of_leaf = [&] {
     run.add_lanes();
