@@ -75,7 +75,7 @@ TEST(CudaDecode, MatchesOracleAtAwkwardLengths) {
   }
 }
 
-// Of 8, 16 and 32 quads.
+// Of 16, 32 and 64 pairs.
 TEST(CudaDecode, MatchesOracleForLongLists) {
   for (int32_t kv_len : {2000, 7000, 40000}) {
     AttentionCase c = base();
@@ -91,10 +91,10 @@ TEST(CudaDecode, MatchesOracleForLongLists) {
   }
 }
 
-// The more lists, the fewer blocks each has: on 132 multiprocessors four warps share a quad, then two, then a warp has a quad or several.
-// Ragged lists and dense ones among them.
-TEST(CudaDecode, MatchesOracleHoweverManyWarpsShareAQuad) {
-  for (size_t batch : {24, 50, 140}) {
+// The more lists, the fewer blocks each has: on 132 multiprocessors a block has a pair, then two, then each warp has a pair or several, then
+// blocks have half the warps. Ragged lists and dense ones among them.
+TEST(CudaDecode, MatchesOracleHoweverManyBlocksAListHas) {
+  for (size_t batch : {5, 24, 50, 120, 140}) {
     for (int32_t head_dim : {64, 128, 256}) {
       if (head_dim != 128 && batch != 50) continue;
       AttentionCase c = base();

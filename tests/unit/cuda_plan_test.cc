@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "attention/registry.h"
 #include "cuda/decode/params.h"
@@ -24,6 +25,7 @@ DecodeProblem problem() {
   return problem;
 }
 
+using cuda::Blocks;
 using cuda::Cut;
 using cuda::Shares;
 
@@ -31,63 +33,75 @@ TEST(CudaCut, LeavesCoverEveryListExactlyAndStayWithinCapacity) {
   int32_t most = 0;
   for (int32_t n = 0; n <= 200000; n += n < 10000 ? 1 : 97) {
     const Cut cut(n);
-    const int32_t leaves = cuda::kQuadLeaves * cut.quads, steps = std::max(1, cuda::ceil_div(n, cuda::kStepTokens));
+    const int32_t leaves = cuda::kPairLeaves * cut.pairs, steps = std::max(1, cuda::ceil_div(n, cuda::kStepTokens));
     ASSERT_EQ(cut.first_step(0), 0) << n;
     ASSERT_EQ(cut.first_step(leaves), steps) << n;
     for (int32_t leaf = 0; leaf < leaves; ++leaf) {
       const int32_t length = cut.first_step(leaf + 1) - cut.first_step(leaf);
       ASSERT_TRUE(length == cut.short_leaf || length == cut.short_leaf + 1) << n << " leaf " << leaf;
     }
-    ASSERT_GT(cut.first_step(leaves - cuda::kQuadLeaves + 1), cut.first_step(leaves - cuda::kQuadLeaves))
-        << n << ": the last quad is empty";
-    ASSERT_GE(cut.quads, most) << n << ": a workspace for n tokens must hold every shorter list";
-    most = cut.quads;
+    ASSERT_GT(cut.first_step(leaves - cuda::kPairLeaves + 1), cut.first_step(leaves - cuda::kPairLeaves))
+        << n << ": the last pair is empty";
+    ASSERT_EQ(cut.pairs & (cut.pairs - 1), 0) << n << ": not a power of two";
+    ASSERT_GE(cut.pairs, most) << n << ": a workspace for n tokens must hold every shorter list";
+    most = cut.pairs;
   }
-  EXPECT_EQ(most, cuda::kMaxQuads);
-  EXPECT_LE(cuda::kMaxQuads, 64) << "a lane of the merging warp has two quads";
+  EXPECT_EQ(most, cuda::kMaxPairs);
+  EXPECT_LE(cuda::kMaxPairs, 64) << "a lane of the merging warp has two parts";
   // As long as an int32 can say: nothing overflows.
   const Cut longest(INT32_MAX);
-  EXPECT_EQ(longest.first_step(cuda::kQuadLeaves * longest.quads), 1 << 27);
+  EXPECT_EQ(longest.first_step(cuda::kPairLeaves * longest.pairs), 1 << 27);
 }
 
-// Whatever number of blocks a list has, its warps' leaves are all leaves in order, and a quad is within one block.
-TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholeQuads) {
-  for (int32_t quads : {1, 2, 3, 5, 7, 8, 16, 32}) {
-    for (int32_t blocks = 1; blocks <= 40; ++blocks) {
-      const Shares shares(quads, blocks);
-      ASSERT_LE(shares.blocks, blocks);
-      ASSERT_GE(shares.blocks, 1);
-      ASSERT_EQ(shares.first_leaf(quads, 0), 0);
-      ASSERT_EQ(shares.first_leaf(quads, cuda::kBlockWarps * shares.blocks), cuda::kQuadLeaves * quads)
-          << quads << " in " << blocks;
-      for (int32_t warp = 0; warp < cuda::kBlockWarps * shares.blocks; ++warp) {
-        const int32_t first = shares.first_leaf(quads, warp), end = shares.first_leaf(quads, warp + 1);
-        ASSERT_LE(first, end);
-        if (warp % cuda::kBlockWarps == 0) {
-          ASSERT_EQ(first % cuda::kQuadLeaves, 0) << quads << " in " << blocks;
+// Whatever blocks a list has, their warps' leaves are all leaves in order, and a pair is within one block.
+TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholePairs) {
+  for (int32_t pairs : {1, 2, 4, 8, 16, 32, 64}) {
+    for (int32_t warps : {cuda::kMaxBlockWarps, cuda::kMaxBlockWarps / 2}) {
+      for (int32_t blocks = 1; blocks <= 80; ++blocks) {
+        const Shares shares(pairs, {blocks, warps});
+        const std::string what = std::to_string(pairs) + " in " + std::to_string(blocks) + " of " + std::to_string(warps);
+        ASSERT_TRUE(shares.blocks >= 1 && shares.blocks <= blocks) << what;
+        int32_t next = 0;
+        for (int32_t block = 0; block < shares.blocks; ++block) {
+          ASSERT_EQ(next % cuda::kPairLeaves, 0) << what;
+          for (int32_t warp = 0; warp < warps; ++warp) {
+            const int32_t first = shares.first_leaf(pairs, warps, block, warp),
+                          end = shares.first_leaf(pairs, warps, block, warp + 1);
+            ASSERT_EQ(first, next) << what;
+            ASSERT_LE(first, end) << what;
+            if (shares.two_warps) {
+              ASSERT_EQ(end - first, warp < cuda::kPairLeaves * shares.block_pairs ? 1 : 0) << what;
+            } else {
+              ASSERT_EQ(first % cuda::kPairLeaves, 0) << what;
+            }
+            next = end;
+          }
         }
-        if (shares.warps_per_quad == 1) {
-          ASSERT_EQ(first % cuda::kQuadLeaves, 0) << quads << " in " << blocks;
-        } else {
-          ASSERT_TRUE(end - first == cuda::kQuadLeaves / shares.warps_per_quad || end == cuda::kQuadLeaves * quads);
-        }
+        ASSERT_EQ(next, cuda::kPairLeaves * pairs) << what;
       }
     }
   }
 }
 
-TEST(CudaShares, BlocksAreAsManyAsTheDeviceHolds) {
+TEST(CudaBlocks, AreAsManyAsTheDeviceHolds) {
   constexpr int32_t kRoom = 264;
-  EXPECT_EQ(cuda::blocks_per_list(2621, 8, kRoom), 8);     // a block for each quad
-  EXPECT_EQ(cuda::blocks_per_list(2621, 32, kRoom), 8);    // 256 blocks
-  EXPECT_EQ(cuda::blocks_per_list(2621, 64, kRoom), 4);    // 256
-  EXPECT_EQ(cuda::blocks_per_list(2621, 128, kRoom), 2);   // 256
-  EXPECT_EQ(cuda::blocks_per_list(2621, 512, kRoom), 1);   // two waves
-  EXPECT_EQ(cuda::blocks_per_list(131072, 8, kRoom), 32);  // 256
-  EXPECT_EQ(cuda::blocks_per_list(0, 1, kRoom), 1);
+  const auto choose = [](int32_t n, int64_t lists) {
+    const Blocks blocks = cuda::choose_blocks(n, lists, kRoom);
+    return std::pair(blocks.per_list, blocks.warps);
+  };
+  EXPECT_EQ(choose(2621, 8), std::pair(16, 4));   // a block for each pair
+  EXPECT_EQ(choose(2621, 32), std::pair(8, 4));   // 256 blocks
+  EXPECT_EQ(choose(2621, 64), std::pair(4, 4));   // 256
+  EXPECT_EQ(choose(2621, 128), std::pair(2, 4));  // 256
+  EXPECT_EQ(choose(2621, 256), std::pair(1, 4));  // 256
+  EXPECT_EQ(choose(2621, 512), std::pair(1, 2));  // 512 half blocks at once
+  EXPECT_EQ(choose(2621, 600),
+            std::pair(2, 4));  // five waves of halves; as a whole three, of half blocks two that take twice as long
+  EXPECT_EQ(choose(131072, 8), std::pair(32, 4));  // 256
+  EXPECT_EQ(choose(0, 1), std::pair(1, 4));
   for (int64_t lists : {int64_t{1}, int64_t{100}, int64_t{65535} * 64}) {
-    const int32_t blocks = cuda::blocks_per_list(100000, lists, kRoom);
-    EXPECT_TRUE(blocks >= 1 && blocks <= cuda::kMaxQuads) << lists;
+    const Blocks blocks = cuda::choose_blocks(100000, lists, kRoom);
+    EXPECT_TRUE(blocks.per_list >= 1 && blocks.per_list <= cuda::kMaxPairs) << lists;
   }
 }
 

@@ -266,22 +266,36 @@ __device__ __forceinline__ void attend_step(Running<T>& run, uint32_t stage, con
   add_values<T>(run, stage + lane.values, weights);
 }
 
-// The block puts the queries of a list into shared memory, one row of q for each slot; zeros for slots that serve nothing.
+// A thread's share of the list's queries on their way to shared memory: one row of q for each slot, zeros for slots that serve nothing.
 template <typename T>
-__device__ __forceinline__ void store_queries(const DecodeParams& p, const Place& place,
-                                              char (*to)[T::kQueryStride]) {  // to [kSlots, kQueryStride] bytes
-  constexpr int kPieces = T::kHeadDim / 8;
+class QueryPieces {
+ public:
+  __device__ __forceinline__ QueryPieces(const DecodeParams& p, const Place& place) {
 #pragma unroll
-  for (int i = threadIdx.x; i < T::kSlots * kPieces; i += T::kThreads) {
-    const int slot = i / kPieces, column = slot % T::kColumns;
-    uint4 piece = {};
-    if (column < place.num_columns) {
+    for (unsigned i = 0; i < kCount; ++i) {
+      const int column = static_cast<int>(slot(i) % T::kColumns);
+      pieces_[i] = {};
+      if (slot(i) >= T::kSlots || column >= place.num_columns) continue;
       const char* row = static_cast<const char*>(p.q) +
                         static_cast<int64_t>(place.output_row(p, column)) * (T::kHeadDim * 2);  // [head_dim] 16 bits
-      piece = __ldg(reinterpret_cast<const uint4*>(row) + i % kPieces);
+      pieces_[i] = __ldg(reinterpret_cast<const uint4*>(row) + index(i) % kPieces);
     }
-    *reinterpret_cast<uint4*>(to[slot] + i % kPieces * 16) = piece;
   }
-}
+  __device__ __forceinline__ void store(char (*to)[T::kQueryStride]) const {  // to [kSlots, kQueryStride] bytes
+#pragma unroll
+    for (unsigned i = 0; i < kCount; ++i) {
+      if (slot(i) < T::kSlots) *reinterpret_cast<uint4*>(to[slot(i)] + index(i) % kPieces * 16) = pieces_[i];
+    }
+  }
+
+ private:
+  static constexpr unsigned kPieces = T::kHeadDim / 8;  // of 16 bytes, in a row
+  static constexpr unsigned kCount =
+      (T::kSlots * kPieces * 2 + T::kMaxThreads - 1) / T::kMaxThreads;  // of a block of half the warps
+  static __device__ unsigned index(unsigned i) { return threadIdx.x + i * blockDim.x; }
+  static __device__ unsigned slot(unsigned i) { return index(i) / kPieces; }
+
+  uint4 pieces_[kCount];
+};
 
 }  // namespace rarefy::cuda

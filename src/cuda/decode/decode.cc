@@ -50,14 +50,14 @@ class CudaDecode final : public DecodeKernel {
     heads_per_list_ = kv_scope ? group : 1;
     lists_per_kv_head_ = kv_scope ? 1 : group;
     max_kv_len_ = problem.max_kv_len > 0 ? problem.max_kv_len : std::numeric_limits<int32_t>::max();
-    quad_capacity_ = Cut(std::max(max_kv_len_, op == DecodeOp::sparse ? problem.max_selected : 0)).quads;
+    pair_capacity_ = Cut(std::max(max_kv_len_, op == DecodeOp::sparse ? problem.max_selected : 0)).pairs;
 
     const int32_t columns = heads_per_list_ * problem.num_queries;
     plain_ = deal_columns(columns, problem.head_dim, false);
     certified_ = op == DecodeOp::sparse ? deal_columns(columns, problem.head_dim, true) : plain_;
     const int64_t lists = int64_t{problem.max_batch} * num_lists_;
     const int64_t blocks = lists * std::max(plain_.num_blocks, certified_.num_blocks);
-    const int64_t rows = lists * quad_capacity_ *
+    const int64_t rows = lists * pair_capacity_ *
                          std::max(plain_.num_blocks * plain_.per_block,
                                   certified_.num_blocks * certified_.per_block * (op == DecodeOp::sparse ? 2 : 1));
     counters_bytes_ = round_up(static_cast<std::size_t>(blocks) * sizeof(int32_t));
@@ -158,16 +158,16 @@ class CudaDecode final : public DecodeKernel {
     p.counters = reinterpret_cast<int32_t*>(workspace + kHeaderBytes);
     p.part_stats = reinterpret_cast<float*>(workspace + kHeaderBytes + counters_bytes_);
     p.part_sums = reinterpret_cast<float*>(workspace + kHeaderBytes + counters_bytes_ + stats_bytes_);
-    p.quad_capacity = quad_capacity_;
+    p.pair_capacity = pair_capacity_;
     p.full_tokens = sparse ? p.max_selected : p.max_kv_len;
-    const int32_t room = kBlocksPerMultiprocessor * facts_.num_multiprocessors;
-    launch.blocks_per_list = blocks_per_list(p.full_tokens, int64_t{args.batch} * num_lists_ * columns.num_blocks, room);
+    const int32_t room = blocks_per_multiprocessor(problem_.head_dim, columns.slots) * facts_.num_multiprocessors;
+    launch.blocks = choose_blocks(p.full_tokens, int64_t{args.batch} * num_lists_ * columns.num_blocks, room);
     launch.certificates = certificates;
     // Blocks of a sequence; about so many sequences are worked on at a time.
-    const int32_t blocks = launch.blocks_per_list * num_lists_ * columns.num_blocks;
+    const int32_t blocks = launch.blocks.per_list * num_lists_ * columns.num_blocks;
     p.full = Cut(p.full_tokens);
-    p.full_shares = Shares(p.full.quads, launch.blocks_per_list);
-    p.full_block_tokens = ceil_div(std::max(1, p.max_selected), launch.blocks_per_list);
+    p.full_shares = Shares(p.full.pairs, launch.blocks);
+    p.full_block_tokens = ceil_div(std::max(1, p.max_selected), launch.blocks.per_list);
     p.prefetch_table_lines = ceil_div(ceil_div(p.max_pages, 32), blocks);
     p.prefetch_sequences = std::max(1, room / blocks);
     RAREFY_CUDA(launch_(launch, native(stream)));
@@ -241,7 +241,7 @@ class CudaDecode final : public DecodeKernel {
   DeviceFacts facts_;
   bool overlap_;
   LaunchFunction launch_ = nullptr;
-  int32_t num_lists_ = 0, heads_per_list_ = 0, lists_per_kv_head_ = 0, max_kv_len_ = 0, quad_capacity_ = 0;
+  int32_t num_lists_ = 0, heads_per_list_ = 0, lists_per_kv_head_ = 0, max_kv_len_ = 0, pair_capacity_ = 0;
   Columns plain_, certified_;
   std::size_t counters_bytes_ = 0, stats_bytes_ = 0, sums_bytes_ = 0;
 };

@@ -1,4 +1,4 @@
-// From the warps' running sums to results: leaves fold into quads, in one warp or over several; quads of a list merge in a fixed
+// From the warps' running sums to results: leaves fold into pairs, in one warp or over two; pairs of a list merge in a fixed
 // order, and the last block of a list writes out, lse and the certificates.
 #pragma once
 
@@ -15,30 +15,35 @@
 
 namespace rarefy::cuda {
 
-// What warps that share a quad put together: its leaves in ascending order, or the fold of the first two and the others.
+// A leaf in shared memory, for warps that share a pair.
 template <typename T>
-struct alignas(16) Combine {
-  static constexpr int kStates = 6;                // two quads of three, or one of four
+struct alignas(16) Leaf {
   static constexpr int kStride = T::kHeadDim + 4;  // the pad spreads slots over the banks
-  float sums[kStates][T::kSlots][kStride];
-  float maximum[kStates][T::kSlots], total[kStates][T::kSlots], norms[kStates][T::kSlots];
+  float sums[T::kSlots][kStride];
+  float maximum[T::kSlots], total[T::kSlots], norms[T::kSlots];
 };
 
-// Shared memory of a block; the warps' rings follow, p.num_stages stages each. Once all rows are read, the rings' memory holds what the
-// warps combine, and then what the block merges.
+// Shared memory of a block; the warps' rings follow, p.num_stages stages each. Once a warp has read its rows, its ring's memory holds
+// its leaf.
 template <typename T>
 struct Shared {
   alignas(16) char queries[T::kSlots][T::kQueryStride];  // one row of q for each slot
   int last;                                              // whether the block arrived last
 
-  static_assert(sizeof(Combine<T>) <= T::kWarps * T::kStages * sizeof(Stage<T>));
-  static constexpr int bytes(int num_stages) {
-    return static_cast<int>(sizeof(Shared) + T::kWarps * num_stages * sizeof(Stage<T>));
+  static_assert(sizeof(Leaf<T>) <= T::kStages * sizeof(Stage<T>));
+  static constexpr int bytes(int num_warps, int num_stages) {
+    return static_cast<int>(sizeof(Shared) + num_warps * num_stages * sizeof(Stage<T>));
   }
   __device__ Stage<T>* ring(const DecodeParams& p, int warp) {  // [num_stages]
     return reinterpret_cast<Stage<T>*>(this + 1) + warp * p.num_stages;
   }
-  __device__ Combine<T>& combine() { return *reinterpret_cast<Combine<T>*>(this + 1); }
+  __device__ Leaf<T>& leaf(const DecodeParams& p, int warp) { return *reinterpret_cast<Leaf<T>*>(ring(p, warp)); }
+};
+
+// A lane's dims of a row, read and written at once.
+template <int kEach>
+struct alignas(kEach * 4 < 16 ? kEach * 4 : 16) Floats {
+  float at[kEach];
 };
 
 // One column's result over some tokens, held by one warp: lane l has dims l * kEach .. + kEach - 1.
@@ -47,10 +52,10 @@ struct ColumnPart {
   static constexpr int kEach = T::kHeadDim / 32;
   float maximum = -INFINITY;  // log2 units
   float total = 0.0f;         // sum of weights / 2^maximum
-  float sums[kEach] = {};     // and of weight times value
+  Floats<kEach> sums = {};    // and of weight times value
   // With certificates, under the weights w = weight^2 (1 - pi) / 4^maximum:
   float variance_total = 0.0f, variance_norms = 0.0f;  // sum of w, of w |v|^2
-  float variance_sums[kEach] = {};                     // sum of w v
+  Floats<kEach> variance_sums = {};                    // sum of w v
 };
 
 __device__ inline float warp_sum(float value) {
@@ -82,8 +87,31 @@ struct Factors {
     return result;
   }
   // Rounds alike wherever it is compiled.
-  __device__ void add(float& sum, float value) const { sum = fmaf(value, after, __fmul_rn(sum, before)); }
+  __device__ float fold(float first, float second) const { return fmaf(second, after, __fmul_rn(first, before)); }
 };
+
+// A lane's dims of a row of the output, rounded to its type.
+template <int kEach>
+__device__ __forceinline__ void store_row(const DecodeParams& p, int64_t at, const float (&values)[kEach]) {
+  struct alignas(kEach * 2) Halves {
+    uint32_t at[kEach / 2];
+  };
+  const auto store_halves = [&](auto pack) {
+    Halves halves;
+#pragma unroll
+    for (int i = 0; i < kEach / 2; ++i) halves.at[i] = pack(values[2 * i], values[2 * i + 1]);
+    *reinterpret_cast<Halves*>(static_cast<uint16_t*>(p.out) + at) = halves;
+  };
+  switch (static_cast<DType>(p.out_dtype)) {
+    case DType::bf16: return store_halves([](float low, float high) { return pack2<true>(low, high); });
+    case DType::f16: return store_halves([](float low, float high) { return pack2<false>(low, high); });
+    default: break;
+  }
+  Floats<kEach> row;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) row.at[i] = values[i];
+  *reinterpret_cast<Floats<kEach>*>(static_cast<float*>(p.out) + at) = row;
+}
 
 template <typename T>
 __device__ void write_column(const DecodeParams& p, const Place& place, int kv_head, int column,
@@ -99,18 +127,13 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int kv_h
   const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
   const float value_scale = p.value_scales != nullptr ? p.value_scales[kv_head] : 1.0f;
   const int64_t row = place.output_row(p, column);
-  float out[kEach];
+  float out[kEach], scaled[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    out[i] = part.sums[i] * factor * inverse;
-    const int64_t at = row * T::kHeadDim + lane * kEach + i;
-    const float value = out[i] * value_scale;
-    switch (static_cast<DType>(p.out_dtype)) {
-      case DType::bf16: static_cast<__nv_bfloat16*>(p.out)[at] = __float2bfloat16_rn(value); break;
-      case DType::f16: static_cast<__half*>(p.out)[at] = __float2half_rn(value); break;
-      default: static_cast<float*>(p.out)[at] = value; break;
-    }
+    out[i] = part.sums.at[i] * factor * inverse;
+    scaled[i] = out[i] * value_scale;
   }
+  store_row<kEach>(p, row * T::kHeadDim + lane * kEach, scaled);
   if (p.lse != nullptr && lane == 0) p.lse[row] = total > 0.0f ? (maximum + log2f(total)) * kLn2 : -INFINITY;
   if constexpr (!T::kCertificates) return;
   // Relative to the same maximum; weights squared.
@@ -121,7 +144,7 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int kv_h
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     norm = fmaf(out[i], out[i], norm);
-    cross = fmaf(out[i], part.variance_sums[i], cross);
+    cross = fmaf(out[i], part.variance_sums.at[i], cross);
   }
   norm = warp_sum(norm);
   cross = warp_sum(cross);
@@ -130,147 +153,117 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int kv_h
   if (lane == 0) p.out_rel_std[row] = spread > 0.0f ? sqrtf(spread * scale / norm) : 0.0f;
 }
 
-// Partial results in the workspace: statistics and sums of a quad's slots (columns, then their variances).
+// Partial results in the workspace: statistics and sums of a pair's slot (columns, then their variances). The pairs of a slot are neighbours.
 template <typename T>
 struct PartRow {
   float* stats;  // [4] f32: maximum, total, norms
   float* sums;   // [head_dim] f32
 
-  static __device__ int num_slots(const DecodeParams& p) { return p.columns_per_block * (T::kCertificates ? 2 : 1); }
-  __device__ PartRow(const DecodeParams& p, const Place& place, int quad, int slot) {
-    const int64_t row =
-        (static_cast<int64_t>(place.list_row * p.num_column_blocks + place.column_block) * p.quad_capacity + quad) *
-            num_slots(p) +
-        slot;
+  __device__ __forceinline__ PartRow(const DecodeParams& p, const Place& place, int pair, int slot) {
+    const int num_slots = p.columns_per_block * (T::kCertificates ? 2 : 1);
+    const int list = place.list_row * p.num_column_blocks + place.column_block;
+    const int64_t row = static_cast<int64_t>(list * num_slots + slot) * p.pair_capacity + pair;
     stats = p.part_stats + row * 4;
     sums = p.part_sums + row * T::kHeadDim;
   }
-  // From the sums of one quad to those of the next, in f32.
-  static __device__ int64_t stride(const DecodeParams& p) { return static_cast<int64_t>(num_slots(p)) * T::kHeadDim; }
 };
 
+// Where a slot's row is among those of a block: columns, then their variances.
 template <typename T>
-__device__ void store_part(const DecodeParams& p, const Place& place, int quad, int column, const ColumnPart<T>& part) {
-  constexpr int kEach = ColumnPart<T>::kEach;
-  const int lane = threadIdx.x % 32;
-  const PartRow<T> row(p, place, quad, column);
-  if (lane == 0) *reinterpret_cast<float4*>(row.stats) = {part.maximum, part.total, 0.0f, 0.0f};
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) row.sums[lane * kEach + i] = part.sums[i];
-  if constexpr (!T::kCertificates) return;
-  const PartRow<T> variance(p, place, quad, p.columns_per_block + column);
-  if (lane == 0) *reinterpret_cast<float4*>(variance.stats) = {0.0f, part.variance_total, part.variance_norms, 0.0f};
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) variance.sums[lane * kEach + i] = part.variance_sums[i];
+__device__ __forceinline__ int part_slot(const DecodeParams& p, int slot) {
+  return slot < T::kColumns ? slot : p.columns_per_block + slot - T::kColumns;
 }
 
-// The sums of a slot's parts on their way to a warp's shared memory, up to kAtOnce at a time, and their sum in ascending order.
+template <typename T>
+__device__ void store_part(const DecodeParams& p, const Place& place, int pair, int column, const ColumnPart<T>& part) {
+  constexpr int kEach = ColumnPart<T>::kEach;
+  const int lane = threadIdx.x % 32;
+  const PartRow<T> row(p, place, pair, column);
+  if (lane == 0) *reinterpret_cast<float4*>(row.stats) = {part.maximum, part.total, 0.0f, 0.0f};
+  *reinterpret_cast<Floats<kEach>*>(row.sums + lane * kEach) = part.sums;
+  if constexpr (!T::kCertificates) return;
+  const PartRow<T> variance(p, place, pair, p.columns_per_block + column);
+  if (lane == 0) *reinterpret_cast<float4*>(variance.stats) = {0.0f, part.variance_total, part.variance_norms, 0.0f};
+  *reinterpret_cast<Floats<kEach>*>(variance.sums + lane * kEach) = part.variance_sums;
+}
+
+// The sums of a slot's parts, up to kAtOnce of them at a time, and their weighted sum in ascending order.
 template <typename T>
 struct PartRows {
-  static constexpr int kEach = ColumnPart<T>::kEach, kPieces = T::kHeadDim / 4;  // of 16 bytes
-  static constexpr int kFit = T::kStages * sizeof(Stage<T>) / (T::kHeadDim * 4), kAtOnce = kFit < 32 ? kFit / 16 * 16 : 32;
-  static_assert(kAtOnce * T::kHeadDim * 4 <= T::kStages * sizeof(Stage<T>));
+  static constexpr int kEach = ColumnPart<T>::kEach, kAtOnce = kEach > 4 ? 8 : 16;
+  Floats<kEach> rows[kAtOnce];
 
-  static __device__ __forceinline__ void start(const DecodeParams& p, const Place& place, int begin, int end, int slot,
-                                               uint32_t memory) {
-    const float* from = PartRow<T>(p, place, begin, slot).sums;  // [quads, stride]; f32
-    const int64_t stride = PartRow<T>::stride(p);
-    const int pieces = min(kAtOnce, end - begin) * kPieces;
-#pragma unroll 4
-    for (int i = threadIdx.x % 32; i < pieces; i += 32) {
-      copy_16(memory + i * 16, from + i / kPieces * stride + i % kPieces * 4);
-    }
-    commit_copies();
-  }
-  // Lane k has the factors of parts k and k + 32.
-  static __device__ __forceinline__ void add(int begin, int end, const float (&factors)[2], float (&sums)[kEach],
-                                             const float* memory) {  // memory [kAtOnce, head_dim] f32
-    wait_for_copies<0>();
-    __syncwarp();
-    const int count = min(kAtOnce, end - begin);
-#pragma unroll 2
-    for (int a = 0; a < count; ++a) {
-      const float factor = __shfl_sync(0xffffffffu, begin < 32 ? factors[0] : factors[1], (begin + a) % 32);
-      const float* row = memory + a * T::kHeadDim + threadIdx.x % 32 * kEach;  // [kEach] f32
+  __device__ __forceinline__ void load(const float* from, int count) {  // from [count, head_dim] f32
+    from += threadIdx.x % 32 * kEach;
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) sums[i] = fmaf(factor, row[i], sums[i]);
+    for (int a = 0; a < kAtOnce; ++a) {
+      rows[a] = {};
+      if (a < count) rows[a] = load_past_l1(from + a * T::kHeadDim);
     }
-    __syncwarp();
+  }
+  // Lane k has the factors of parts k and k + 32, 0 where there is none.
+  __device__ __forceinline__ void add(int begin, const float (&factors)[2], Floats<kEach>& sums) const {
+    const float near = begin < 32 ? factors[0] : factors[1];
+#pragma unroll
+    for (int a = 0; a < kAtOnce; ++a) {
+      const float factor = __shfl_sync(0xffffffffu, near, begin % 32 + a);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) sums.at[i] = fmaf(factor, rows[a].at[i], sums.at[i]);
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ Floats<kEach> load_past_l1(const float* from) {  // from [kEach] f32; aligned
+    Floats<kEach> result;
+    if constexpr (kEach == 2) {
+      const float2 pair = __ldcg(reinterpret_cast<const float2*>(from));
+      result.at[0] = pair.x, result.at[1] = pair.y;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kEach; i += 4) {
+        const float4 four = __ldcg(reinterpret_cast<const float4*>(from + i));
+        result.at[i] = four.x, result.at[i + 1] = four.y, result.at[i + 2] = four.z, result.at[i + 3] = four.w;
+      }
+    }
+    return result;
   }
 };
 
-// Merges the parts of a column. The warp's ring is free.
+// Merges the parts of a column.
 template <typename T>
-__device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Place& place, int num_quads, int column,
-                                                     const Stage<T>* ring) {  // ring [num_stages]
-  using Parts = PartRows<T>;
-  const uint32_t address = shared_address(ring);
-  const float* memory = reinterpret_cast<const float*>(ring);  // [kAtOnce, head_dim] f32
+__device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Place& place, int num_pairs, int column) {
+  static_assert(kMaxPairs <= 64, "a lane has two parts");
   const int lane = threadIdx.x % 32;
-  Parts::start(p, place, 0, num_quads, column, address);
-  float4 stats[2], variance[2] = {};
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    stats[h] = {-INFINITY, 0.0f, 0.0f, 0.0f};
-    const int quad = lane + 32 * h;
-    if (quad >= num_quads) continue;
-    stats[h] = __ldcg(reinterpret_cast<const float4*>(PartRow<T>(p, place, quad, column).stats));
-    if constexpr (T::kCertificates) {
-      variance[h] = __ldcg(reinterpret_cast<const float4*>(PartRow<T>(p, place, quad, p.columns_per_block + column).stats));
-    }
-  }
+  const PartRow<T> parts(p, place, 0, column);  // [num_pairs] of them
+  PartRows<T> rows;
+  rows.load(parts.sums, num_pairs);
+  const auto load_stats = [&](const float* from, int part) {  // from [num_pairs, 4] f32
+    return part < num_pairs ? __ldcg(reinterpret_cast<const float4*>(from) + part) : float4{-INFINITY, 0.0f, 0.0f, 0.0f};
+  };
+  const float4 stats[2] = {load_stats(parts.stats, lane), load_stats(parts.stats, lane + 32)};
   ColumnPart<T> merged;
   merged.maximum = warp_max(fmaxf(stats[0].x, stats[1].x));
   float factors[2] = {rescale(stats[0].x, merged.maximum), rescale(stats[1].x, merged.maximum)};
   merged.total = warp_sum(factors[0] * stats[0].y + factors[1] * stats[1].y);
-  const auto add_all = [&](int slot, float(&sums)[Parts::kEach], bool started) {
+  rows.add(0, factors, merged.sums);
 #pragma unroll 1
-    for (int begin = 0; begin < num_quads; begin += Parts::kAtOnce) {
-      if (!started) Parts::start(p, place, begin, num_quads, slot, address);
-      Parts::add(begin, num_quads, factors, sums, memory);
-      started = false;
-    }
-  };
-  add_all(column, merged.sums, true);
+  for (int begin = rows.kAtOnce; begin < num_pairs; begin += rows.kAtOnce) {
+    rows.load(parts.sums + begin * T::kHeadDim, num_pairs - begin);
+    rows.add(begin, factors, merged.sums);
+  }
   if constexpr (T::kCertificates) {
+    const PartRow<T> variances(p, place, 0, p.columns_per_block + column);  // [num_pairs] of them
+    const float4 near = load_stats(variances.stats, lane), far = load_stats(variances.stats, lane + 32);
     factors[0] *= factors[0], factors[1] *= factors[1];
-    merged.variance_total = warp_sum(factors[0] * variance[0].y + factors[1] * variance[1].y);
-    merged.variance_norms = warp_sum(factors[0] * variance[0].z + factors[1] * variance[1].z);
-    add_all(p.columns_per_block + column, merged.variance_sums, false);
+    merged.variance_total = warp_sum(factors[0] * near.y + factors[1] * far.y);
+    merged.variance_norms = warp_sum(factors[0] * near.z + factors[1] * far.z);
+#pragma unroll 1
+    for (int begin = 0; begin < num_pairs; begin += rows.kAtOnce) {
+      rows.load(variances.sums + begin * T::kHeadDim, num_pairs - begin);
+      rows.add(begin, factors, merged.variance_sums);
+    }
   }
   return merged;
-}
-
-// Adds a leaf, its lanes added, to those before it. An empty side leaves the other's bits as they are.
-template <typename T>
-__device__ __forceinline__ void fold(Running<T>& quad, const Running<T>& leaf) {
-#pragma unroll
-  for (int n = 0; n < T::kColumnTiles; ++n) {
-    Factors factors[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      factors[e] = Factors(quad.maximum[n][e], leaf.maximum[n][e]);
-      if (holds_variance<T>(n)) factors[e] = factors[e].squared();
-      quad.maximum[n][e] = fmaxf(quad.maximum[n][e], leaf.maximum[n][e]);
-      factors[e].add(quad.total[n][e], leaf.total[n][e]);
-#pragma unroll
-      for (int tile = 0; tile < T::kDimTiles; ++tile) {
-        factors[e].add(quad.sums[tile][n][e], leaf.sums[tile][n][e]);
-        factors[e].add(quad.sums[tile][n][e + 2], leaf.sums[tile][n][e + 2]);
-      }
-    }
-    if constexpr (T::kCertificates) {
-      const int g = threadIdx.x % 32 / 4;  // the norms' slot
-      const auto of_slot = [&](float even, float odd) {
-        even = __shfl_sync(0xffffffffu, even, g / 2), odd = __shfl_sync(0xffffffffu, odd, g / 2);
-        return g % 2 == 0 ? even : odd;
-      };
-      Factors norms;
-      norms.before = of_slot(factors[0].before, factors[1].before),
-      norms.after = of_slot(factors[0].after, factors[1].after);
-      norms.add(quad.norms[n], leaf.norms[n]);
-    }
-  }
 }
 
 // Calls store(n, e, slot, g, norms) for the lane's two slots n * 8 + 2c + e of each tile, where they are in use.
@@ -308,90 +301,153 @@ __device__ __forceinline__ void store_sums(const Running<T>& run, int n, int e, 
     }
   }
 }
-
-// Puts leaves, or their fold, into shared memory, for warps that share a quad.
 template <typename T>
-__device__ __forceinline__ void store_state(const Running<T>& run, int num_columns, Combine<T>& combine, int state) {
-  for_each_slot<T>(run, num_columns, [&](int n, int e, int slot, int g, float norms) {
-    store_sums<T>(run, n, e, 1.0f, combine.sums[state][slot]);
-    if (g == 0) {
-      combine.maximum[state][slot] = run.maximum[n][e], combine.total[state][slot] = run.total[n][e];
-      combine.norms[state][slot] = norms;
+__device__ __forceinline__ void load_sums(Running<T>& run, int n, int e, const float* row) {  // row [head_dim] f32
+  const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+  for (int tile = 0; tile < T::kDimTiles; ++tile) {
+    float2 pair;
+    if constexpr (T::kKvBytes == 2) {
+      pair = {__ldcg(row + tile * 16 + g), __ldcg(row + tile * 16 + g + 8)};
+    } else {
+      pair = __ldcg(reinterpret_cast<const float2*>(row + tile * 16 + 2 * g));
     }
+    run.sums[tile][n][e] = pair.x, run.sums[tile][n][e + 2] = pair.y;
+  }
+}
+
+// Puts a leaf into shared memory, for warps that share a pair.
+template <typename T>
+__device__ __forceinline__ void store_leaf(const Running<T>& run, int num_columns, Leaf<T>& leaf) {
+  for_each_slot<T>(run, num_columns, [&](int n, int e, int slot, int g, float norms) {
+    store_sums<T>(run, n, e, 1.0f, leaf.sums[slot]);
+    if (g != 0) return;
+    leaf.maximum[slot] = run.maximum[n][e], leaf.total[slot] = run.total[n][e], leaf.norms[slot] = norms;
   });
 }
 
-// Folds a column's states: what fold() does in registers.
+// Folds a column of two leaves: what fold() does in registers.
 template <typename T>
-__device__ __forceinline__ ColumnPart<T> fold_states(const Combine<T>& combine, int first, int count, int column) {
+__device__ __forceinline__ ColumnPart<T> fold_leaves(const Leaf<T>& first, const Leaf<T>& second, int column) {
   constexpr float kUnscale = 1.0f / T::kWeightScale;
   constexpr int kEach = ColumnPart<T>::kEach;
   const int lane = threadIdx.x % 32, variance = T::kColumns % T::kSlots + column;
+  const auto row = [&](const Leaf<T>& leaf, int slot) {
+    return *reinterpret_cast<const Floats<kEach>*>(leaf.sums[slot] + lane * kEach);
+  };
+  const Factors factors(first.maximum[column], second.maximum[column]);
   ColumnPart<T> part;
+  part.maximum = fmaxf(first.maximum[column], second.maximum[column]);
+  part.total = factors.fold(first.total[column], second.total[column]);
+  const auto fold_rows = [&](const Factors& by, int slot) {
+    Floats<kEach> result = row(first, slot);
+    const Floats<kEach> other = row(second, slot);
 #pragma unroll
-  for (int i = 0; i < kQuadLeaves; ++i) {
-    if (i >= count) break;
-    const int state = first + i;
-    const Factors factors(part.maximum, combine.maximum[state][column]);
-    part.maximum = fmaxf(part.maximum, combine.maximum[state][column]);
-    factors.add(part.total, combine.total[state][column]);
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) factors.add(part.sums[j], combine.sums[state][column][lane * kEach + j]);
-    if constexpr (T::kCertificates) {
-      const Factors squared = factors.squared();
-      squared.add(part.variance_total, combine.total[state][variance]);
-      squared.add(part.variance_norms, combine.norms[state][variance]);
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) squared.add(part.variance_sums[j], combine.sums[state][variance][lane * kEach + j]);
-    }
+    for (int i = 0; i < kEach; ++i) result.at[i] = by.fold(result.at[i], other.at[i]);
+    return result;
+  };
+  part.sums = fold_rows(factors, column);
+  if constexpr (T::kCertificates) {
+    const Factors squared = factors.squared();
+    part.variance_total = squared.fold(first.total[variance], second.total[variance]);
+    part.variance_norms = squared.fold(first.norms[variance], second.norms[variance]);
+    part.variance_sums = fold_rows(squared, variance);
   }
   part.total *= kUnscale, part.variance_total *= kUnscale, part.variance_norms *= kUnscale;
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) part.sums[i] *= kUnscale, part.variance_sums[i] *= kUnscale;
+  for (int i = 0; i < kEach; ++i) part.sums.at[i] *= kUnscale, part.variance_sums.at[i] *= kUnscale;
   return part;
 }
 
-// Stores the part of a quad that one warp has: what store_part does for one that several share.
+// Stores what one warp has of a pair: its first leaf, for load_pair(); or the part that store_part() stores where two warps share it,
+// with the scale of weights taken out.
 template <typename T>
-__device__ __forceinline__ void store_quad(const DecodeParams& p, const Place& place, int quad, const Running<T>& run) {
-  constexpr float kUnscale = 1.0f / T::kWeightScale;
+__device__ __forceinline__ void store_pair(const DecodeParams& p, const Place& place, int pair, const Running<T>& run,
+                                           float scale) {
   for_each_slot<T>(run, place.num_columns, [&](int n, int e, int slot, int g, float norms) {
-    const bool variance = slot >= T::kColumns;
-    const PartRow<T> row(p, place, quad, variance ? p.columns_per_block + slot - T::kColumns : slot);
-    store_sums<T>(run, n, e, kUnscale, row.sums);
-    if (g != 0) return;
-    *reinterpret_cast<float4*>(row.stats) = {variance ? 0.0f : run.maximum[n][e], run.total[n][e] * kUnscale,
-                                             variance ? norms * kUnscale : 0.0f, 0.0f};
+    const PartRow<T> row(p, place, pair, part_slot<T>(p, slot));
+    store_sums<T>(run, n, e, scale, row.sums);
+    if (g == 0) *reinterpret_cast<float4*>(row.stats) = {run.maximum[n][e], run.total[n][e] * scale, norms * scale, 0.0f};
   });
 }
-
-// What the warps of a block have when all rows are read: their quad's leaves, folded as far as they are the first; the last apart from
-// them if it is a second warp of two. Writes the results of a list of one quad. Else stores parts, and the block that is last merges all.
 template <typename T>
-__device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, int num_quads, const Shares& shares,
-                                       const Running<T>& folded, const Running<T>& leaf, Shared<T>& shared) {
-  const int warp = threadIdx.x / 32;
+__device__ __forceinline__ void load_pair(const DecodeParams& p, const Place& place, int pair, Running<T>& run) {
+  const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+  const auto used = [&](int slot) { return slot % T::kColumns < place.num_columns; };
+  run.clear();
+  __syncwarp();  // lanes read what others stored
+#pragma unroll
+  for (int n = 0; n < T::kColumnTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int slot = n * 8 + 2 * c + e;
+      if (!used(slot)) continue;
+      const PartRow<T> row(p, place, pair, part_slot<T>(p, slot));
+      const float4 stats = __ldcg(reinterpret_cast<const float4*>(row.stats));
+      run.maximum[n][e] = stats.x, run.total[n][e] = stats.y;
+      load_sums<T>(run, n, e, row.sums);
+    }
+    if (T::kCertificates && used(n * 8 + g)) {
+      run.norms[n] = __ldcg(PartRow<T>(p, place, pair, part_slot<T>(p, n * 8 + g)).stats + 2);
+    }
+  }
+}
+
+// Adds the second leaf of a pair to the first, the lanes of both added. An empty side leaves the other's bits as they are.
+template <typename T>
+__device__ __forceinline__ void fold(Running<T>& first, const Running<T>& second) {
+#pragma unroll
+  for (int n = 0; n < T::kColumnTiles; ++n) {
+    Factors factors[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      factors[e] = Factors(first.maximum[n][e], second.maximum[n][e]);
+      if (holds_variance<T>(n)) factors[e] = factors[e].squared();
+      first.maximum[n][e] = fmaxf(first.maximum[n][e], second.maximum[n][e]);
+      first.total[n][e] = factors[e].fold(first.total[n][e], second.total[n][e]);
+#pragma unroll
+      for (int tile = 0; tile < T::kDimTiles; ++tile) {
+        first.sums[tile][n][e] = factors[e].fold(first.sums[tile][n][e], second.sums[tile][n][e]);
+        first.sums[tile][n][e + 2] = factors[e].fold(first.sums[tile][n][e + 2], second.sums[tile][n][e + 2]);
+      }
+    }
+    if constexpr (T::kCertificates) {
+      const int g = threadIdx.x % 32 / 4;  // the norms' slot
+      const auto of_slot = [&](float even, float odd) {
+        even = __shfl_sync(0xffffffffu, even, g / 2), odd = __shfl_sync(0xffffffffu, odd, g / 2);
+        return g % 2 == 0 ? even : odd;
+      };
+      Factors norms;
+      norms.before = of_slot(factors[0].before, factors[1].before);
+      norms.after = of_slot(factors[0].after, factors[1].after);
+      first.norms[n] = norms.fold(first.norms[n], second.norms[n]);
+    }
+  }
+}
+
+// What the warps of a block have when all rows are read: their leaves, or pairs that are stored already. Writes the results of a list of
+// one pair. Else stores parts, and the block that is last merges all.
+template <typename T>
+__device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, int num_pairs, const Shares& shares,
+                                       const Running<T>& leaf, Shared<T>& shared) {
+  const int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
   const Place& place = work.place;
-  if (shares.warps_per_quad > 1) {
-    const bool two = shares.warps_per_quad == 2;
-    __syncthreads();  // all rows are read
-    store_state<T>(folded, place.num_columns, shared.combine(), two ? warp / 2 * 3 + warp % 2 : warp);
-    if (two && warp % 2 == 1) store_state<T>(leaf, place.num_columns, shared.combine(), warp / 2 * 3 + 2);
+  if (shares.two_warps) {
+    __syncwarp();  // the warp's rows are read
+    if (warp < kPairLeaves * shares.block_pairs) store_leaf<T>(leaf, place.num_columns, shared.leaf(p, warp));
     __syncthreads();
-    const int quads = two ? 2 : 1;
-    for (int task = warp; task < quads * place.num_columns; task += T::kWarps) {
+    for (int task = warp; task < shares.block_pairs * place.num_columns; task += num_warps) {
       const int which = task >= place.num_columns ? 1 : 0, column = task - which * place.num_columns;
-      const int quad = blockIdx.x * quads + which;
-      if (quad >= num_quads) break;
-      const ColumnPart<T> part = fold_states<T>(shared.combine(), which * 3, two ? 3 : 4, column);
-      if (num_quads == 1) {
+      const ColumnPart<T> part =
+          fold_leaves<T>(shared.leaf(p, which * kPairLeaves), shared.leaf(p, which * kPairLeaves + 1), column);
+      if (num_pairs == 1) {
         write_column<T>(p, place, work.kv_head, column, part);
       } else {
-        store_part<T>(p, place, quad, column, part);
+        store_part<T>(p, place, static_cast<int>(blockIdx.x) * shares.block_pairs + which, column, part);
       }
     }
   }
-  if (num_quads == 1) return;
+  if (num_pairs == 1) return;
   __syncthreads();
   if (threadIdx.x == 0) {
     int32_t* counter = p.counters + place.list_row * p.num_column_blocks + place.column_block;  // [1] i32
@@ -400,8 +456,8 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, 
   }
   __syncthreads();
   if (shared.last == 0) return;
-  for (int column = warp; column < place.num_columns; column += T::kWarps) {
-    write_column<T>(p, place, work.kv_head, column, merge_parts<T>(p, place, num_quads, column, shared.ring(p, warp)));
+  for (int column = warp; column < place.num_columns; column += num_warps) {
+    write_column<T>(p, place, work.kv_head, column, merge_parts<T>(p, place, num_pairs, column));
   }
 }
 

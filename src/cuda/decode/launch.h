@@ -11,7 +11,8 @@ namespace rarefy::cuda {
 struct DecodeLaunch {
   DecodeParams params;
   int32_t head_dim = 0, slots = 8;  // slots of a block: 8 or 16
-  int32_t blocks_per_list = 1, batch = 1;
+  Blocks blocks;
+  int32_t batch = 1;
   int32_t num_multiprocessors = 1, shared_bytes = 0;  // of the device; shared memory of a multiprocessor
   bool certificates = false;                          // half of the slots for the variances
   bool overlap = false;                               // programmatic dependent launch (sm_90)

@@ -1,9 +1,9 @@
 // What the decode kernel is launched with, and how a list is cut: one rule for host and device.
 //
-// A list of n tokens (or all kv_len tokens) is cut into steps of 16 tokens, steps into leaves, and every four leaves are a quad. A warp
-// starts each leaf afresh; a quad is the fold of its leaves, the list the merge of its quads, both in ascending order. All of
+// A list of n tokens (or all kv_len tokens) is cut into steps of 16 tokens, steps into leaves, and every two leaves are a pair. A warp
+// starts each leaf afresh; a pair is the fold of its leaves, the list the merge of its pairs in ascending order. All of
 // that depends on n alone, never on the batch or the device, so a request gives the same bits in any company. What does depend on
-// the number of lists is how many warps share a quad, so that blocks are as many as the device holds at a time.
+// the number of lists is how many pairs a block has, so that blocks are as many as the device holds at a time.
 #pragma once
 
 #include <cstdint>
@@ -17,60 +17,74 @@
 namespace rarefy::cuda {
 
 inline constexpr int32_t kStepTokens = 16;  // rows of one matrix instruction
-inline constexpr int32_t kBlockWarps = 4, kQuadLeaves = 4;
-inline constexpr int32_t kFewQuads = 8, kMaxQuads = 32;
-// Two keep enough rows under way; registers for a third would spill, and a spilled register waits behind the rows.
-inline constexpr int32_t kBlocksPerMultiprocessor = 2;
+inline constexpr int32_t kMaxBlockWarps = 4, kPairLeaves = 2;
+inline constexpr int32_t kFewPairs = 16, kMaxPairs = 64;
+// Blocks of four warps that a multiprocessor holds at a time. Two keep enough rows of 256 bytes under way; registers for a third would
+// spill, and a spilled register waits behind the rows. Rows of 128 bytes are half the work of a step for the same instructions, so there are
+// twice the warps: dense decode with head_dim 64 took 7 % less time.
+constexpr int32_t blocks_per_multiprocessor(int32_t head_dim, int32_t slots) {
+  return head_dim == 64 && slots == 8 ? 4 : 2;
+}
 
 RAREFY_HOST_DEVICE constexpr int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 // How a list of n tokens is cut.
 struct Cut {
-  int32_t quads = 1, short_leaf = 1, long_leaves = 0;  // leaves have short_leaf steps, the first long_leaves one more
+  int32_t pairs = 1, short_leaf = 1, long_leaves = 0;  // leaves have short_leaf steps, the first long_leaves one more
 
-  // Powers of two, so that quads can be dealt out evenly. A multiprocessor is to have one block or two: 32 quads of 8 lists are 256 blocks
-  // for 132 multiprocessors, or 8 quads of 32 lists. More quads of a short list spend more on starting and merging than they save on rows.
+  // Powers of two, so that pairs can be dealt out evenly. A multiprocessor is to have one block or two: 16 pairs of 8 lists are 128 blocks
+  // for 132 multiprocessors, 32 are 256. More pairs of a short list spend more on merging than they save on rows.
   RAREFY_HOST_DEVICE constexpr explicit Cut(int32_t n) {
     const uint32_t steps = n > kStepTokens ? static_cast<uint32_t>(n - 1) / kStepTokens + 1 : 1;
-    const uint32_t wanted = n <= 4096 ? kFewQuads : n <= 8192 ? 2 * kFewQuads : kMaxQuads;
-    const uint32_t most = (steps + kQuadLeaves - 1) / kQuadLeaves, chosen = most < wanted ? most : wanted;
-    quads = static_cast<int32_t>(chosen);
-    short_leaf = static_cast<int32_t>(steps / (chosen * kQuadLeaves));
-    long_leaves = static_cast<int32_t>(steps % (chosen * kQuadLeaves));
+    uint32_t chosen = n <= 4096 ? kFewPairs : n <= 32768 ? 2 * kFewPairs : kMaxPairs;
+    while (chosen > 1 && (chosen - 1) * kPairLeaves >= steps) chosen /= 2;  // a leaf that is empty at most in the last pair
+    pairs = static_cast<int32_t>(chosen);
+    short_leaf = static_cast<int32_t>(steps / (chosen * kPairLeaves));
+    long_leaves = static_cast<int32_t>(steps % (chosen * kPairLeaves));
   }
-  // Where a leaf begins; that of 4 * quads is the end.
+  // Where a leaf begins; that of 2 * pairs is the end.
   RAREFY_HOST_DEVICE constexpr int32_t first_step(int32_t leaf) const {
     return leaf * short_leaf + (leaf < long_leaves ? leaf : long_leaves);
   }
 };
 
-// Who works on a list for which there are `blocks` blocks: four warps, two or one on a quad, or a warp on several quads.
-struct Shares {
-  int32_t blocks = 1, warps_per_quad = 4;
-
-  RAREFY_HOST_DEVICE constexpr Shares(int32_t quads, int32_t most_blocks) {
-    warps_per_quad = quads <= most_blocks ? 4 : quads <= 2 * most_blocks ? 2 : 1;
-    blocks = warps_per_quad == 1 ? most_blocks : ceil_div(quads * warps_per_quad, kBlockWarps);
-  }
-  // First leaf of a warp, counted over the blocks; that of the next warp is the end.
-  RAREFY_HOST_DEVICE constexpr int32_t first_leaf(int32_t quads, int32_t warp) const {
-    if (warps_per_quad == 1) return kQuadLeaves * (quads * warp / (kBlockWarps * blocks));
-    const int32_t leaf = warp * (kQuadLeaves / warps_per_quad), all = kQuadLeaves * quads;
-    return leaf < all ? leaf : all;
-  }
+// Blocks for each list, and warps of a block.
+struct Blocks {
+  int32_t per_list = 1, warps = kMaxBlockWarps;
 };
 
-// Blocks for each list where the longest has n tokens. What `room` blocks start together, they end together: a list in half the
-// blocks takes twice as long, a second wave of blocks too, and starting one costs about a twentieth of a whole list.
-constexpr int32_t blocks_per_list(int32_t n, int64_t num_lists, int32_t room) {
-  const int32_t quads = Cut(n).quads;
+// For lists of which the longest has n tokens. What `room` blocks of four warps start together, they end together: a list in half the
+// blocks takes twice as long, a second wave of blocks too, and starting one costs about a twentieth of a whole list. Of more lists than
+// blocks have room, twice as many fit with half a block each.
+constexpr Blocks choose_blocks(int32_t n, int64_t num_lists, int32_t room) {
+  const int32_t pairs = Cut(n).pairs;
   int64_t best = 1, best_cost = 0;
-  for (int64_t blocks = 1;; blocks = blocks * 2 < quads ? blocks * 2 : quads) {
+  for (int64_t blocks = 1; blocks <= pairs; blocks *= 2) {
     const int64_t cost = (num_lists * blocks + room - 1) / room * (20 + blocks);  // over blocks
     if (best_cost == 0 || cost * best < best_cost * blocks) best = blocks, best_cost = cost;
-    if (blocks == quads) return static_cast<int32_t>(best);
   }
+  const int64_t half_cost = (num_lists + 2 * room - 1) / (2 * room) * (2 * 20 + 1);
+  if (best == 1 && num_lists > room && half_cost < best_cost) return {1, kMaxBlockWarps / 2};
+  return {static_cast<int32_t>(best), kMaxBlockWarps};
 }
+
+// Who works on a list: two warps on a pair, one or two pairs in a block; or each warp on some pairs.
+struct Shares {
+  int32_t blocks = 1, block_pairs = 1;
+  bool two_warps = true;  // on a pair
+
+  RAREFY_HOST_DEVICE constexpr Shares(int32_t pairs, Blocks most) {
+    if (most.warps > kPairLeaves && pairs > most.per_list) block_pairs = 2;
+    two_warps = pairs <= block_pairs * most.per_list;
+    blocks = two_warps ? ceil_div(pairs, block_pairs) : most.per_list;
+  }
+  // First leaf of a warp of a block with `warps` warps; that of the next warp is the end. Some warps may have none: they help to merge.
+  RAREFY_HOST_DEVICE constexpr int32_t first_leaf(int32_t pairs, int32_t warps, int32_t block, int32_t warp) const {
+    if (!two_warps) return kPairLeaves * (pairs * (block * warps + warp) / (warps * blocks));
+    const int32_t most = kPairLeaves * block_pairs;
+    return block * most + (warp < most ? warp : most);
+  }
+};
 
 // First bytes of a workspace: what check() reports. Zero when all is well.
 inline constexpr int32_t kErrorToken = 1;   // token id outside the sequence
@@ -111,16 +125,16 @@ struct DecodeParams {
   float* out_rel_std;                            // [batch, num_queries, num_q_heads] f32; nullable
   ErrorRecord* error;                            // not a tensor
   int32_t* counters;                             // [batch, num_lists, num_column_blocks] i32; zero between runs
-  float* part_stats;    // [batch, num_lists, num_column_blocks, quad_capacity, slots, 4] f32; maximum, sum, norms, unused
-  float* part_sums;     // [batch, num_lists, num_column_blocks, quad_capacity, slots, head_dim] f32
+  float* part_stats;    // [batch, num_lists, num_column_blocks, slots, pair_capacity, 4] f32; maximum, sum, norms, unused
+  float* part_sums;     // [batch, num_lists, num_column_blocks, slots, pair_capacity, head_dim] f32
   int32_t full_tokens;  // of a list as long as it can be
   Cut full{0};          // its cut,
-  Shares full_shares{1, 1};      // its shares,
+  Shares full_shares{1, {}};     // its shares,
   int32_t full_block_tokens;     // and about as many tokens of it has a block; two more numbers for prefetching:
   int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
   int32_t prefetch_sequences;    // about as many sequences are worked on at a time
   int32_t num_stages;            // of each warp's ring
-  int32_t quad_capacity;         // quads that the workspace has room for, per list
+  int32_t pair_capacity;         // pairs that the workspace has room for, per list
 };
 
 }  // namespace rarefy::cuda

@@ -24,7 +24,8 @@ template <typename T>
 class Rows {
  public:
   // What needs no memory, before the kernel's wait.
-  __device__ __forceinline__ Rows(const DecodeParams& p, const Place& place, int kv_head, uint32_t ring) : ring_(ring) {
+  __device__ __forceinline__ Rows(const DecodeParams& p, const Place& place, int kv_head, uint32_t ring)
+      : ring_(ring), next_(ring), read_(ring) {
     constexpr int kPieces = T::kRowBytes / 16;
     to_ = static_cast<uint32_t>(lane() / kPieces * T::kRowStride + lane() % kPieces * 16);
     keys_ = p.keys + kv_head * p.head_bytes + lane() % kPieces * 16;
@@ -35,11 +36,13 @@ class Rows {
   }
 
   // To the warp's steps among those of the list.
-  __device__ __forceinline__ void begin(const DecodeParams& p, const Work& work, int first_step, int end_step) {
+  __device__ __forceinline__ void place(int first_step, int end_step, int num_tokens) {
     begin_ = first_step * kStepTokens;
-    end_ = min(end_step * kStepTokens, work.extent.num_tokens);
-    next_ = read_ = ring_;
+    end_ = min(end_step * kStepTokens, num_tokens);
     num_steps_ = end_step - first_step;
+    asm volatile("" : "+r"(begin_), "+r"(end_), "+r"(num_steps_));
+  }
+  __device__ __forceinline__ void load_first(const DecodeParams& p, const Work& work) {
     load_entries(p, work, 0, soon_);
     load_entries(p, work, 1, later_);
   }

@@ -14,14 +14,19 @@ template <int kHeadDim_, int kKvBytes_, bool kBf16_, int kColumnTiles_, bool kCe
 struct DecodeTraits {
   static constexpr int kHeadDim = kHeadDim_, kKvBytes = kKvBytes_, kColumnTiles = kColumnTiles_;
   static constexpr bool kBf16 = kBf16_, kCertificates = kCertificates_;
-  static constexpr int kWarps = kBlockWarps, kThreads = 32 * kWarps;
+  static constexpr int kMaxThreads = 32 * kMaxBlockWarps;
   static constexpr int kSlots = 8 * kColumnTiles, kColumns = kCertificates ? kSlots / 2 : kSlots;
   static constexpr int kDimTiles = kHeadDim / 16;
   // The pad of 16 bytes spreads the eight rows that ldmatrix reads at a time over the banks.
   static constexpr int kRowBytes = kHeadDim * kKvBytes, kRowStride = kRowBytes + 16;
   static constexpr int kQueryStride = kHeadDim * 2 + 16;
-  // 12 to 16 KB of rows a warp: so much may be under way at any time. A launch may add a stage.
-  static constexpr int kStages = kRowBytes >= 512 ? 1 : kRowBytes >= 256 ? 2 : kRowBytes >= 128 ? 3 : 4;
+  static constexpr int kBlocks = blocks_per_multiprocessor(kHeadDim, kSlots);
+  // 16 KB of rows for each of 8 warps on a multiprocessor, or 8 KB for each of 16: so much may be under way at any time. A launch may
+  // add a stage.
+  static constexpr int kStages = (32 << 10) / kBlocks / (2 * kStepTokens * kRowBytes);
+  // Whether registers hold a pair's first leaf beside the second. Else it waits in the workspace, which costs 3 to 10 % where warps have
+  // whole pairs, but less than registers that spill in every step.
+  static constexpr bool kHoldsPair = kDimTiles * kColumnTiles <= 8;
   // log2 of how far a weight may exceed 1 before the running maximum follows: squared and scaled weights must stay finite.
   static constexpr float kSlackBits = kBf16 ? 8.0f : 1.0f;
   // f16 weights are scaled so that those 2^-24 of the largest keep 11 bits.

@@ -78,8 +78,8 @@ struct Work {
 // Brings into the L2 cache what the first loads will ask for one after the other: counts, ids, weights, page table. Nothing is read,
 // so this may run before the kernels that write them have finished. Ids as if lists were full; the block also prefetches those of
 // a block that will run about when it ends, p.prefetch_sequences further on.
-__device__ __forceinline__ void prefetch_lists(const DecodeParams& p, const Place& place, int threads) {
-  const int thread = threadIdx.x;
+__device__ __forceinline__ void prefetch_lists(const DecodeParams& p, const Place& place) {
+  const int thread = threadIdx.x, threads = blockDim.x;
   if (thread == 0) prefetch_l2(p.kv_lens + place.sequence);
   if (thread == 1 && p.counts != nullptr) prefetch_l2(p.counts + place.list_row);
   if (thread < p.prefetch_table_lines) {  // each block takes a share of the sequence's page table
