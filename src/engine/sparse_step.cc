@@ -18,7 +18,7 @@ namespace {
 constexpr double kGuard = 1.1;
 // A budget that is enlarged grows by this much more than the variance law asks for, and at least by an eighth.
 constexpr double kGrowth = 1.15;
-// Share of eps that the bounded mode leaves to the kernels' arithmetic: with bf16 rows they round queries to bf16, 2^-9 of a
+// Share of eps that the bounded mode leaves to the kernels' arithmetic: with bf16 rows they round queries to bf16, 2^-8 of a
 // logit's terms.
 constexpr double kBoundedSlack = 0.02;
 

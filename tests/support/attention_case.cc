@@ -265,8 +265,8 @@ std::vector<float> AttentionData::out_values() const {
 
 double weight_rounding(const std::string& implementation, DType q_dtype) {
   // f16 weights are scaled by 2^12, so that those which matter are normal numbers.
-  if (implementation.starts_with("cuda")) return q_dtype == DType::bf16 ? 0x1p-9 : 0x1p-12;
-  return implementation.find("bf16") != std::string::npos ? 0x1p-9 : 0.0;
+  if (implementation.starts_with("cuda")) return eps_of(q_dtype);
+  return implementation.find("bf16") != std::string::npos ? eps_of(DType::bf16) : 0.0;
 }
 
 ::testing::AssertionResult matches_oracle(const Got& got, const ref::AttentionResult& expected, int32_t head_dim,

@@ -102,7 +102,7 @@ struct Got {
   const float* out_rel_std = nullptr;  // [num_rows] f32
 };
 
-// Element-wise, with eps = 2^-24, n the longest list and w the rounding of the weights p_i (2^-9 where an implementation keeps
+// Element-wise, with eps = 2^-24, n the longest list and w the rounding of the weights p_i (2^-8 where an implementation keeps
 // them in bf16, else 0):
 //   |out - ref| <= eps_out |ref| + (c eps (8 + log2 n + 2 logit_scale) + 2 w) A
 // `variance_floor`: variance weights below this share of the largest weight squared may vanish (f16 products: 2^-36).

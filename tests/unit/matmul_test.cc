@@ -79,7 +79,7 @@ void check(const Shape& shape, DType file_dtype, DType weight_dtype, bool with_b
   std::vector<double> magnitude;
   const auto expected = ref::matmul(x.data(), weights.data(), with_bias ? bias.data() : nullptr, shape.num_rows,
                                     shape.in_dim, shape.out_dim, &magnitude);
-  // f32 sums of n terms: (n + 1) eps of the sum of magnitudes. Activations rounded to bf16 add 2^-9.
+  // f32 sums of n terms: (n + 1) eps of the sum of magnitudes. Activations rounded to bf16 add 2^-8.
   const bool rounded_x = weight_dtype == DType::bf16 && shape.num_rows > cpu::Matmul::kMaxStreamedRows;
   const double relative =
       static_cast<double>(shape.in_dim + 2) * std::numeric_limits<float>::epsilon() + (rounded_x ? 1.0 / 256 : 0);

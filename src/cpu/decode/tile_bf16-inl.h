@@ -1,8 +1,8 @@
 // Tiles of a bf16 cache by the bf16 dot product of AVX512_BF16, which Highway 1.0.3 does not offer: 32 products an
 // instruction where an f32 multiply-add does 16, and no conversions. Included by tile.cc for AVX3 only.
 //
-//   scores: q is split into two bf16 parts, q = high + low within 2^-17 |q|, and both are multiplied; one part where q is bf16.
-//   values: pairs of tokens are interleaved, so that one instruction adds two tokens. Weights are rounded to bf16 (2^-9), and
+//   scores: q is split into two bf16 parts, q = high + low within 2^-16 |q|, and both are multiplied; one part where q is bf16.
+//   values: pairs of tokens are interleaved, so that one instruction adds two tokens. Weights are rounded to bf16 (2^-8), and
 //   the denominator sums the rounded weights, so that they still add up to 1.
 //
 // Tile order: within 32 dimensions the first vector holds elements 0-3 of every 8, the second 4-7.
