@@ -37,7 +37,7 @@ struct Cut {
   RAREFY_HOST_DEVICE constexpr explicit Cut(int32_t n) {
     const uint32_t steps = n > kStepTokens ? static_cast<uint32_t>(n - 1) / kStepTokens + 1 : 1;
     uint32_t chosen = n <= 4096 ? kFewPairs : n <= 32768 ? 2 * kFewPairs : kMaxPairs;
-    while (chosen > 1 && (chosen - 1) * kPairLeaves >= steps) chosen /= 2;  // a leaf that is empty at most in the last pair
+    while (chosen > 1 && (chosen - 1) * kPairLeaves >= steps) chosen /= 2;  // no pair is empty; the last leaf may be
     pairs = static_cast<int32_t>(chosen);
     short_leaf = static_cast<int32_t>(steps / (chosen * kPairLeaves));
     long_leaves = static_cast<int32_t>(steps % (chosen * kPairLeaves));
