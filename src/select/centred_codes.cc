@@ -185,10 +185,10 @@ void CentredSignSelector::for_runs(const std::byte* state, const ScoreBlocks& bl
   queries.tables = reinterpret_cast<const int8_t*>(state + sizeof(StateHead) + rounded_bytes(shape_));
   queries.steps = head.steps;
 
-  std::array<const std::byte*, kScoreBlocks> codes;     // [count] pointers to [plane_block_bytes] bytes
-  std::array<const void*, kScoreBlocks> means;          // [count] pointers to [head_dim / 2] bytes
-  std::array<int32_t, kMaxGroup * kScoreBlocks> dots;   // [group, kScoreBlocks] i32; q . code of the mean
-  std::array<float, kMaxGroup * kScoreBlocks> offsets;  // [group, count] f32; q . mean
+  std::array<const std::byte*, kScoreBlocks> codes;      // [count] pointers to [plane_block_bytes] bytes
+  std::array<const void*, kScoreBlocks> means;           // [count] pointers to [head_dim / 2] bytes
+  std::array<int32_t, kMaxGroup * kScoreBlocks> dots{};  // [group, kScoreBlocks] i32; q . code of the mean
+  std::array<float, kMaxGroup * kScoreBlocks> offsets;   // [group, kScoreBlocks] f32; q . mean
   const int32_t num_known = blocks.num_blocks + blocks.num_ahead;
   for (int32_t first = 0; first < blocks.num_blocks; first += kScoreBlocks) {
     const int32_t count = std::min(kScoreBlocks, blocks.num_blocks - first);
@@ -197,19 +197,21 @@ void CentredSignSelector::for_runs(const std::byte* state, const ScoreBlocks& bl
       means[i] = blocks.entries[first + i] + sizeof(float);
     }
     cpu::dot_nibble_rows(rounded, shape_.group, shape_.head_dim, means.data(), count, dots.data(), kScoreBlocks);
-    for (int32_t i = 0; i < count; ++i) {
-      float step = 0.0f;
-      std::memcpy(&step, blocks.entries[first + i], sizeof(step));
-      for (int32_t query = 0; query < shape_.group; ++query) {
-        const float dot = static_cast<float>(dots[query * kScoreBlocks + i]) - kMeanMiddle * head.q_sums[query];
-        const float offset = step * head.mean_steps[query] * dot;
-        offsets[query * count + i] = log_sums == nullptr ? offset : offset - log_sums[query];
+    std::array<float, kScoreBlocks> steps{};  // [count] f32
+    for (int32_t i = 0; i < count; ++i) std::memcpy(&steps[i], blocks.entries[first + i], sizeof(float));
+    // Past `count` there is room, and loops of constant length become a few vectors.
+    for (int32_t query = 0; query < shape_.group; ++query) {
+      const float middle = kMeanMiddle * head.q_sums[query], log_sum = log_sums == nullptr ? 0.0f : log_sums[query];
+      for (int32_t i = 0; i < kScoreBlocks; ++i) {
+        const float dot = static_cast<float>(dots[query * kScoreBlocks + i]) - middle;
+        offsets[query * kScoreBlocks + i] = steps[i] * head.mean_steps[query] * dot - log_sum;
       }
     }
     // What is scored next is fetched meanwhile.
     const std::byte* const* ahead = blocks.entries + first + kScoreBlocks;
     const int32_t num_ahead = std::clamp(num_known - first - kScoreBlocks, 0, count);
-    write(queries, cpu::PlaneBlocks{codes.data(), count, offsets.data(), ahead, num_ahead, block_bytes()}, first);
+    write(queries, cpu::PlaneBlocks{codes.data(), count, offsets.data(), kScoreBlocks, ahead, num_ahead, block_bytes()},
+          first);
   }
 }
 

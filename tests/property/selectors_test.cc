@@ -450,6 +450,7 @@ TEST(SignPlaneTargets, ScoresHaveTheSameBitsOnEveryInstructionSet) {
       blocks.entries = entries.data();
       blocks.num_blocks = kBlocks;
       blocks.offsets = offsets.data();
+      blocks.offset_stride = kBlocks;
       cpu::plane_scores({kQueries, num_planes, tables, steps.data()}, blocks, result.data(), kBlocks * 64);
       std::vector<float> largest(kBlocks * 64, kNan);
       cpu::largest_plane_scores({kQueries, num_planes, tables, steps.data()}, blocks, largest.data());
@@ -493,6 +494,7 @@ TEST(SignPlaneTargets, SumsOfEqualSignsDoNotOverflow) {
       blocks.entries = entries;
       blocks.num_blocks = 1;
       blocks.offsets = &zero;
+      blocks.offset_stride = 1;
       std::vector<float> scores(64);
       cpu::plane_scores({1, num_planes, table, &step}, blocks, scores.data(), 64);
       const float sum = static_cast<float>(head_dim - 1) + spike;

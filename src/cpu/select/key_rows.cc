@@ -155,6 +155,13 @@ void dot_nibble_quad(const int16_t* q, int32_t dim, const void* const* rows, int
     for (auto& sum : of_query) sum = _mm512_setzero_si512();
   }
   for (int32_t i = 0; i < half; i += 32) {
+    __m512i lower[kQuad], upper[kQuad];  // [query]
+#pragma GCC unroll 4
+    for (int32_t query = 0; query < kQuad; ++query) {
+      const int16_t* at = q + int64_t{query} * dim + i;
+      lower[query] = _mm512_loadu_si512(at);
+      upper[query] = _mm512_loadu_si512(at + half);
+    }
 #pragma GCC unroll 4
     for (int32_t row = 0; row < kQuad; ++row) {
       const auto* from = static_cast<const uint8_t*>(rows[row]) + i;
@@ -162,9 +169,8 @@ void dot_nibble_quad(const int16_t* q, int32_t dim, const void* const* rows, int
       const __m512i low = _mm512_and_si512(bytes, low_half), high = _mm512_srli_epi16(bytes, 4);
 #pragma GCC unroll 4
       for (int32_t query = 0; query < kQuad; ++query) {
-        const int16_t* at = q + int64_t{query} * dim + i;
-        const __m512i products = _mm512_add_epi32(_mm512_madd_epi16(low, _mm512_loadu_si512(at)),
-                                                  _mm512_madd_epi16(high, _mm512_loadu_si512(at + half)));
+        const __m512i products =
+            _mm512_add_epi32(_mm512_madd_epi16(low, lower[query]), _mm512_madd_epi16(high, upper[query]));
         sums[query][row] = _mm512_add_epi32(sums[query][row], products);
       }
     }

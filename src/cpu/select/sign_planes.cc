@@ -100,7 +100,7 @@ enum class Keep { all, largest };
 struct PlaneOutput {
   float* scores;         // [num_queries, score_stride] f32
   int64_t score_stride;  // 0: one row, of the largest
-  const float* offsets;  // [num_queries, num_blocks] f32
+  const float* offsets;  // [num_queries, offset_stride] f32
   int64_t offset_stride;
 
   HWY_INLINE PlaneOutput from(int32_t query, int32_t block) const {
@@ -486,7 +486,7 @@ void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneB
 template <Keep kKeep>
 void plane_scores_of(const PlaneQueries& queries, const PlaneBlocks& blocks, float* scores, int64_t score_stride) {
   constexpr int32_t kTileQueries = 4;
-  const PlaneOutput output{scores, score_stride, blocks.offsets, blocks.num_blocks};
+  const PlaneOutput output{scores, score_stride, blocks.offsets, blocks.offset_stride};
   for (int32_t query = 0; query < queries.num_queries; query += kTileQueries) {
     const int32_t tile = std::min(kTileQueries, queries.num_queries - query);
     const auto run = tile == 1   ? &score_blocks<kKeep, 1>

@@ -71,7 +71,8 @@ struct PlaneQueries {
 struct PlaneBlocks {
   const std::byte* const* entries = nullptr;  // [num_blocks] pointers to [plane_block_bytes] bytes
   int32_t num_blocks = 0;
-  const float* offsets = nullptr;  // [num_queries, num_blocks] f32; added to the scores of a block
+  const float* offsets = nullptr;  // [num_queries, offset_stride] f32; added to the scores of a block
+  int64_t offset_stride = 0;
   // Fetched into the L2 cache meanwhile, one for each block.
   const std::byte* const* ahead = nullptr;  // [num_ahead] pointers to [ahead_bytes] bytes
   int32_t num_ahead = 0;                    // at most num_blocks
