@@ -274,11 +274,11 @@ Status supports(const DecodeProblem& problem, Device device) {
 
 template <DecodeOp kOp, size_t kIndex>
 Expected<std::shared_ptr<const DecodeKernel>> make(const DecodeProblem& problem, Device device) {
-  constexpr const Architecture& architecture = kArchitectures[kIndex];
-  warn_if_never_run(architecture);
+  constexpr const Architecture& kArchitecture = kArchitectures[kIndex];
+  warn_if_never_run(kArchitecture);
   RAREFY_ASSIGN_OR_RETURN(const DeviceFacts facts, device_facts(device.index));
   return std::shared_ptr<const DecodeKernel>(
-      std::make_shared<CudaDecode>(kOp, problem, device, facts, architecture.capability >= 90));
+      std::make_shared<CudaDecode>(kOp, problem, device, facts, kArchitecture.capability >= 90));
 }
 
 template <DecodeOp kOp, size_t... kIndices>
