@@ -81,8 +81,7 @@ TEST(DenseDecode, MatchesOracleForExtremeLogits) {
 
 TEST(DenseDecode, BatchMatesAndThreadsDoNotChangeABit) {
   const AttentionCase alone = {.kv_lens = {3000}, .seed = 600};
-  AttentionCase among = alone;
-  among.kv_lens = {3000, 17, 5000, 1};
+  const AttentionCase among = {.kv_lens = {3000, 17, 5000, 1}, .seed = 600};
   AttentionData data_alone(alone, kOp), data_among(among, kOp);
   // The same query: the first rows of both are sequence 0, and rows of the cache depend on (seed, sequence, token, head) only.
   std::memcpy(data_among.q.data(), data_alone.q.data(), data_alone.q.size());
