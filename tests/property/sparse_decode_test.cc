@@ -162,12 +162,9 @@ TEST(SparseDecode, OptionalOutputsDoNotChangeTheOthers) {
 
 TEST(SparseDecode, BatchMatesAndThreadsDoNotChangeABit) {
   const AttentionCase alone = {.kv_lens = {3000}, .density = 0.5, .seed = 700};
-  AttentionCase among = alone;
-  among.kv_lens = {3000, 17, 2500, 1};
   AttentionData data_alone(alone, kOp);
   // Give sequence 0 of the batch the lists of the single sequence; its rows are the same and are all present with density 1.
-  AttentionCase full = among;
-  full.density = 2.0;
+  const AttentionCase full = {.kv_lens = {3000, 17, 2500, 1}, .density = 2.0, .seed = 700};
   AttentionData data_full(full, kOp);
   std::memcpy(data_full.q.data(), data_alone.q.data(), data_alone.q.size());
   for (size_t list = 0; list < data_alone.counts.size(); ++list) {
