@@ -226,7 +226,7 @@ TEST_F(CliReplay, InterruptLeavesNothing) {
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
-    std::freopen("/dev/null", "w", stderr);
+    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(98);
     execl(RAREFY_CLI, "rarefy", "capture", "-m", model().c_str(), "-t", "1", "-f", text.c_str(), "--tokens", "4000",
           "--steps", "4000", "-o", output.c_str(), nullptr);
     _exit(99);
