@@ -56,7 +56,7 @@ TEST(CudaCut, LeavesCoverEveryListExactlyAndStayWithinCapacity) {
 // Whatever blocks a list has, their warps' leaves are all leaves in order, and a pair is within one block.
 TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholePairs) {
   for (int32_t pairs : {1, 2, 4, 8, 16, 32, 64}) {
-    for (int32_t warps : {cuda::kMaxBlockWarps, cuda::kMaxBlockWarps / 2}) {
+    for (int32_t warps : {cuda::kMaxBlockWarps, cuda::kMinBlockWarps}) {
       for (int32_t blocks = 1; blocks <= 80; ++blocks) {
         const Shares shares(pairs, {blocks, warps});
         const std::string what = std::to_string(pairs) + " in " + std::to_string(blocks) + " of " + std::to_string(warps);

@@ -290,8 +290,7 @@ class QueryPieces {
 
  private:
   static constexpr unsigned kPieces = T::kHeadDim / 8;  // of 16 bytes, in a row
-  static constexpr unsigned kCount =
-      (T::kSlots * kPieces * 2 + T::kMaxThreads - 1) / T::kMaxThreads;  // of a block of half the warps
+  static constexpr unsigned kCount = ceil_div(T::kSlots * kPieces, 32 * kMinBlockWarps);
   static __device__ unsigned index(unsigned i) { return threadIdx.x + i * blockDim.x; }
   static __device__ unsigned slot(unsigned i) { return index(i) / kPieces; }
 

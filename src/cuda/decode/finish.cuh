@@ -2,9 +2,6 @@
 // order, and the last block of a list writes out, lse and the certificates.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cmath>
 
 #include "cuda/decode/attend.cuh"
@@ -92,14 +89,14 @@ struct Factors {
 
 // A lane's dims of a row of the output, rounded to its type.
 template <int kEach>
-__device__ __forceinline__ void store_row(const DecodeParams& p, int64_t at, const float (&values)[kEach]) {
+__device__ __forceinline__ void store_row(const DecodeParams& p, int64_t at, const Floats<kEach>& values) {
   struct alignas(kEach * 2) Halves {
     uint32_t at[kEach / 2];
   };
   const auto store_halves = [&](auto pack) {
     Halves halves;
 #pragma unroll
-    for (int i = 0; i < kEach / 2; ++i) halves.at[i] = pack(values[2 * i], values[2 * i + 1]);
+    for (int i = 0; i < kEach / 2; ++i) halves.at[i] = pack(values.at[2 * i], values.at[2 * i + 1]);
     *reinterpret_cast<Halves*>(static_cast<uint16_t*>(p.out) + at) = halves;
   };
   switch (static_cast<DType>(p.out_dtype)) {
@@ -107,10 +104,7 @@ __device__ __forceinline__ void store_row(const DecodeParams& p, int64_t at, con
     case DType::f16: return store_halves([](float low, float high) { return pack2<false>(low, high); });
     default: break;
   }
-  Floats<kEach> row;
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) row.at[i] = values[i];
-  *reinterpret_cast<Floats<kEach>*>(static_cast<float*>(p.out) + at) = row;
+  *reinterpret_cast<Floats<kEach>*>(static_cast<float*>(p.out) + at) = values;
 }
 
 template <typename T>
@@ -127,11 +121,12 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int kv_h
   const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
   const float value_scale = p.value_scales != nullptr ? p.value_scales[kv_head] : 1.0f;
   const int64_t row = place.output_row(p, column);
-  float out[kEach], scaled[kEach];
+  float out[kEach];
+  Floats<kEach> scaled;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     out[i] = part.sums.at[i] * factor * inverse;
-    scaled[i] = out[i] * value_scale;
+    scaled.at[i] = out[i] * value_scale;
   }
   store_row<kEach>(p, row * T::kHeadDim + lane * kEach, scaled);
   if (p.lse != nullptr && lane == 0) p.lse[row] = total > 0.0f ? (maximum + log2f(total)) * kLn2 : -INFINITY;

@@ -17,7 +17,7 @@
 namespace rarefy::cuda {
 
 inline constexpr int32_t kStepTokens = 16;  // rows of one matrix instruction
-inline constexpr int32_t kMaxBlockWarps = 4, kPairLeaves = 2;
+inline constexpr int32_t kMinBlockWarps = 2, kMaxBlockWarps = 4, kPairLeaves = 2;
 inline constexpr int32_t kFewPairs = 16, kMaxPairs = 64;
 // Blocks of four warps that a multiprocessor holds at a time. Two keep enough rows of 256 bytes under way; registers for a third would
 // spill, and a spilled register waits behind the rows. Rows of 128 bytes are half the work of a step for the same instructions, so there are
@@ -64,7 +64,7 @@ constexpr Blocks choose_blocks(int32_t n, int64_t num_lists, int32_t room) {
     if (best_cost == 0 || cost * best < best_cost * blocks) best = blocks, best_cost = cost;
   }
   const int64_t half_cost = (num_lists + 2 * room - 1) / (2 * room) * (2 * 20 + 1);
-  if (best == 1 && num_lists > room && half_cost < best_cost) return {1, kMaxBlockWarps / 2};
+  if (best == 1 && num_lists > room && half_cost < best_cost) return {1, kMinBlockWarps};
   return {static_cast<int32_t>(best), kMaxBlockWarps};
 }
 

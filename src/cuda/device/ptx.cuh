@@ -39,9 +39,6 @@ __device__ __forceinline__ void copy_16(uint32_t to, const char* from, bool want
                  : "memory");
   }
 }
-__device__ __forceinline__ void copy_16(uint32_t to, const void* from) {  // from [16] bytes; aligned
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
 // For what is read once: leaves the L2 cache first.
 __device__ __forceinline__ uint64_t evict_first() {
   uint64_t policy;
