@@ -386,6 +386,7 @@ __device__ __forceinline__ void load_pair(const DecodeParams& p, const Place& pl
       run.norms[n] = __ldcg(PartRow<T>(p, place, pair, part_slot<T>(p, n * 8 + g)).stats + 2);
     }
   }
+  __syncwarp();  // and all have read before the pair's part takes the place of its first leaf
 }
 
 // Adds the second leaf of a pair to the first, the lanes of both added. An empty side leaves the other's bits as they are.
