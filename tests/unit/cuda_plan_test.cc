@@ -30,27 +30,37 @@ using cuda::Cut;
 using cuda::Shares;
 
 TEST(CudaCut, LeavesCoverEveryListExactlyAndStayWithinCapacity) {
-  int32_t most = 0;
-  for (int32_t n = 0; n <= 200000; n += n < 10000 ? 1 : 97) {
-    const Cut cut(n);
-    const int32_t leaves = cuda::kPairLeaves * cut.pairs, steps = std::max(1, cuda::ceil_div(n, cuda::kStepTokens));
-    ASSERT_EQ(cut.first_step(0), 0) << n;
-    ASSERT_EQ(cut.first_step(leaves), steps) << n;
-    for (int32_t leaf = 0; leaf < leaves; ++leaf) {
-      const int32_t length = cut.first_step(leaf + 1) - cut.first_step(leaf);
-      ASSERT_TRUE(length == cut.short_leaf || length == cut.short_leaf + 1) << n << " leaf " << leaf;
+  for (int32_t num_lists : {1, cuda::kManyLists - 1, cuda::kManyLists, 64}) {
+    int32_t most = 0;
+    for (int32_t n = 0; n <= 200000; n += n < 10000 ? 1 : 97) {
+      const Cut cut(n, num_lists);
+      const int32_t leaves = cuda::kPairLeaves * cut.pairs, steps = std::max(1, cuda::ceil_div(n, cuda::kStepTokens));
+      ASSERT_EQ(cut.first_step(0), 0) << n;
+      ASSERT_EQ(cut.first_step(leaves), steps) << n;
+      for (int32_t leaf = 0; leaf < leaves; ++leaf) {
+        const int32_t length = cut.first_step(leaf + 1) - cut.first_step(leaf);
+        ASSERT_TRUE(length == cut.short_leaf || length == cut.short_leaf + 1) << n << " leaf " << leaf;
+      }
+      ASSERT_GT(cut.first_step(leaves - cuda::kPairLeaves + 1), cut.first_step(leaves - cuda::kPairLeaves))
+          << n << ": the last pair is empty";
+      ASSERT_EQ(cut.pairs & (cut.pairs - 1), 0) << n << ": not a power of two";
+      ASSERT_GE(cut.pairs, most) << n << ": a workspace for n tokens must hold every shorter list";
+      most = cut.pairs;
     }
-    ASSERT_GT(cut.first_step(leaves - cuda::kPairLeaves + 1), cut.first_step(leaves - cuda::kPairLeaves))
-        << n << ": the last pair is empty";
-    ASSERT_EQ(cut.pairs & (cut.pairs - 1), 0) << n << ": not a power of two";
-    ASSERT_GE(cut.pairs, most) << n << ": a workspace for n tokens must hold every shorter list";
-    most = cut.pairs;
+    EXPECT_EQ(most, cuda::kMaxPairs);
+    EXPECT_LE(cuda::kMaxPairs, 64) << "a lane of the merging warp has two parts";
+    // As long as an int32 can say: nothing overflows.
+    const Cut longest(INT32_MAX, num_lists);
+    EXPECT_EQ(longest.first_step(cuda::kPairLeaves * longest.pairs), 1 << 27);
   }
-  EXPECT_EQ(most, cuda::kMaxPairs);
-  EXPECT_LE(cuda::kMaxPairs, 64) << "a lane of the merging warp has two parts";
-  // As long as an int32 can say: nothing overflows.
-  const Cut longest(INT32_MAX);
-  EXPECT_EQ(longest.first_step(cuda::kPairLeaves * longest.pairs), 1 << 27);
+}
+
+TEST(CudaCut, ManyListsHaveFewerAndLongerLeaves) {
+  constexpr int32_t kFew = 8, kMany = 32;
+  EXPECT_EQ(Cut(262, kFew).pairs, 8);  // 17 steps: leaves of one, one of two
+  EXPECT_EQ(Cut(262, kMany).pairs, 4);
+  EXPECT_EQ(Cut(2621, kFew).pairs, 16);
+  EXPECT_EQ(Cut(2621, kMany).pairs, 16);
 }
 
 // Whatever blocks a list has, their warps' leaves are all leaves in order, and a pair is within one block.
@@ -86,7 +96,7 @@ TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholePairs) {
 TEST(CudaBlocks, AreAsManyAsTheDeviceHolds) {
   constexpr int32_t kRoom = 264;
   const auto choose = [](int32_t n, int64_t lists) {
-    const Blocks blocks = cuda::choose_blocks(n, lists, kRoom);
+    const Blocks blocks = cuda::choose_blocks(Cut(n, 8).pairs, lists, kRoom);
     return std::pair(blocks.per_list, blocks.warps);
   };
   EXPECT_EQ(choose(2621, 8), std::pair(16, 4));   // a block for each pair
@@ -100,7 +110,7 @@ TEST(CudaBlocks, AreAsManyAsTheDeviceHolds) {
   EXPECT_EQ(choose(131072, 8), std::pair(32, 4));  // 256
   EXPECT_EQ(choose(0, 1), std::pair(1, 4));
   for (int64_t lists : {int64_t{1}, int64_t{100}, int64_t{65535} * 64}) {
-    const Blocks blocks = cuda::choose_blocks(100000, lists, kRoom);
+    const Blocks blocks = cuda::choose_blocks(Cut(100000, 8).pairs, lists, kRoom);
     EXPECT_TRUE(blocks.per_list >= 1 && blocks.per_list <= cuda::kMaxPairs) << lists;
   }
 }

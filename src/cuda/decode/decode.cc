@@ -50,7 +50,7 @@ class CudaDecode final : public DecodeKernel {
     heads_per_list_ = kv_scope ? group : 1;
     lists_per_kv_head_ = kv_scope ? 1 : group;
     max_kv_len_ = problem.max_kv_len > 0 ? problem.max_kv_len : std::numeric_limits<int32_t>::max();
-    pair_capacity_ = Cut(std::max(max_kv_len_, op == DecodeOp::sparse ? problem.max_selected : 0)).pairs;
+    pair_capacity_ = Cut(std::max(max_kv_len_, op == DecodeOp::sparse ? problem.max_selected : 0), num_lists_).pairs;
 
     const int32_t columns = heads_per_list_ * problem.num_queries;
     plain_ = deal_columns(columns, problem.head_dim, false);
@@ -161,11 +161,11 @@ class CudaDecode final : public DecodeKernel {
     p.pair_capacity = pair_capacity_;
     p.full_tokens = sparse ? p.max_selected : p.max_kv_len;
     const int32_t room = blocks_per_multiprocessor(problem_.head_dim, columns.slots) * facts_.num_multiprocessors;
-    launch.blocks = choose_blocks(p.full_tokens, int64_t{args.batch} * num_lists_ * columns.num_blocks, room);
+    p.full = Cut(p.full_tokens, num_lists_);
+    launch.blocks = choose_blocks(p.full.pairs, int64_t{args.batch} * num_lists_ * columns.num_blocks, room);
     launch.certificates = certificates;
     // Blocks of a sequence; about so many sequences are worked on at a time.
     const int32_t blocks = launch.blocks.per_list * num_lists_ * columns.num_blocks;
-    p.full = Cut(p.full_tokens);
     p.full_shares = Shares(p.full.pairs, launch.blocks);
     p.full_block_tokens = ceil_div(std::max(1, p.max_selected), launch.blocks.per_list);
     p.prefetch_table_lines = ceil_div(ceil_div(p.max_pages, 32), blocks);

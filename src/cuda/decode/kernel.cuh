@@ -39,7 +39,7 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
   const bool as_guessed = extent.num_tokens == work.extent.num_tokens && extent.dense == work.extent.dense;
   work.extent = extent;
   if (!as_guessed) {
-    cut = Cut(extent.num_tokens);
+    cut = Cut(extent.num_tokens, p.num_lists);
     shares = Shares(cut.pairs, {static_cast<int32_t>(gridDim.x), num_warps});
     take_share();
     rows.load_first(p, work);

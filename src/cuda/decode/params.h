@@ -2,8 +2,8 @@
 //
 // A list of n tokens (or all kv_len tokens) is cut into steps of 16 tokens, steps into leaves, and every two leaves are a pair. A warp
 // starts each leaf afresh; a pair is the fold of its leaves, the list the merge of its pairs in ascending order. All of
-// that depends on n alone, never on the batch or the device, so a request gives the same bits in any company. What does depend on
-// the number of lists is how many pairs a block has, so that blocks are as many as the device holds at a time.
+// that depends on n and the lists of a sequence, never on the batch or the device, so a request gives the same bits in any company. What
+// does depend on the number of all lists is how many pairs a block has, so that blocks are as many as the device holds at a time.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,7 @@ namespace rarefy::cuda {
 inline constexpr int32_t kStepTokens = 16;  // rows of one matrix instruction
 inline constexpr int32_t kMinBlockWarps = 2, kMaxBlockWarps = 4, kPairLeaves = 2;
 inline constexpr int32_t kFewPairs = 16, kMaxPairs = 64;
+inline constexpr int32_t kManyLists = 16;  // of a sequence
 // Blocks of four warps that a multiprocessor holds at a time. Two keep enough rows of 256 bytes under way; registers for a third would
 // spill, and a spilled register waits behind the rows. Rows of 128 bytes are half the work of a step for the same instructions, so there are
 // twice the warps: dense decode with head_dim 64 took 7 % less time.
@@ -28,16 +29,19 @@ constexpr int32_t blocks_per_multiprocessor(int32_t head_dim, int32_t slots) {
 
 RAREFY_HOST_DEVICE constexpr int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-// How a list of n tokens is cut.
+// How a list of n tokens is cut, of a sequence with num_lists of them.
 struct Cut {
   int32_t pairs = 1, short_leaf = 1, long_leaves = 0;  // leaves have short_leaf steps, the first long_leaves one more
 
   // Powers of two, so that pairs can be dealt out evenly. A multiprocessor is to have one block or two: 16 pairs of 8 lists are 128 blocks
   // for 132 multiprocessors, 32 are 256. More pairs of a short list spend more on merging than they save on rows.
-  RAREFY_HOST_DEVICE constexpr explicit Cut(int32_t n) {
+  // Leaves of one step are the quickest for a sequence alone, but a leaf costs as much as a step to begin and end: where a sequence has many
+  // lists, there are warps enough with leaves of two.
+  RAREFY_HOST_DEVICE constexpr Cut(int32_t n, int32_t num_lists) {
     const uint32_t steps = n > kStepTokens ? static_cast<uint32_t>(n - 1) / kStepTokens + 1 : 1;
+    const uint32_t leaf_steps = num_lists < kManyLists ? 1 : 2;  // at least, but for the last one
     uint32_t chosen = n <= 4096 ? kFewPairs : n <= 32768 ? 2 * kFewPairs : kMaxPairs;
-    while (chosen > 1 && (chosen - 1) * kPairLeaves >= steps) chosen /= 2;  // no pair is empty; the last leaf may be
+    while (chosen > 1 && (chosen - 1) * kPairLeaves * leaf_steps >= steps) chosen /= 2;  // no pair is empty
     pairs = static_cast<int32_t>(chosen);
     short_leaf = static_cast<int32_t>(steps / (chosen * kPairLeaves));
     long_leaves = static_cast<int32_t>(steps % (chosen * kPairLeaves));
@@ -53,11 +57,10 @@ struct Blocks {
   int32_t per_list = 1, warps = kMaxBlockWarps;
 };
 
-// For lists of which the longest has n tokens. What `room` blocks of four warps start together, they end together: a list in half the
+// For lists of which the longest has so many pairs. What `room` blocks of four warps start together, they end together: a list in half the
 // blocks takes twice as long, a second wave of blocks too, and starting one costs about a twentieth of a whole list. Of more lists than
 // blocks have room, twice as many fit with half a block each.
-constexpr Blocks choose_blocks(int32_t n, int64_t num_lists, int32_t room) {
-  const int32_t pairs = Cut(n).pairs;
+constexpr Blocks choose_blocks(int32_t pairs, int64_t num_lists, int32_t room) {
   int64_t best = 1, best_cost = 0;
   for (int64_t blocks = 1; blocks <= pairs; blocks *= 2) {
     const int64_t cost = (num_lists * blocks + room - 1) / room * (20 + blocks);  // over blocks
@@ -128,7 +131,7 @@ struct DecodeParams {
   float* part_stats;    // [batch, num_lists, num_column_blocks, slots, pair_capacity, 4] f32; maximum, sum, norms, unused
   float* part_sums;     // [batch, num_lists, num_column_blocks, slots, pair_capacity, head_dim] f32
   int32_t full_tokens;  // of a list as long as it can be
-  Cut full{0};          // its cut,
+  Cut full{0, 1};       // its cut,
   Shares full_shares{1, {}};     // its shares,
   int32_t full_block_tokens;     // and about as many tokens of it has a block; two more numbers for prefetching:
   int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
