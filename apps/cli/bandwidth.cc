@@ -1,6 +1,7 @@
 #include "bandwidth.h"
 
 #include <omp.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -11,17 +12,25 @@
 
 namespace rarefy::cli {
 
+int64_t eviction_bytes() {
+  int64_t last_level = 0;
+#ifdef _SC_LEVEL3_CACHE_SIZE  // glibc; 0 or -1 where it is not known
+  last_level = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+  return std::max(int64_t{256} << 20, 2 * last_level);
+}
+
 double measure_read_bandwidth() {
-  constexpr int64_t kWords = int64_t{64} << 20;  // 512 MiB
-  std::vector<uint64_t> buffer(kWords, 1);
+  const int64_t num_words = eviction_bytes() / 8;
+  std::vector<uint64_t> buffer(static_cast<size_t>(num_words), 1);
   double best = 0.0;
   uint64_t total = 0;
   for (int32_t pass = 0; pass < 4; ++pass) {
     const auto start = std::chrono::steady_clock::now();
 #pragma omp parallel for schedule(static) reduction(+ : total) num_threads(num_threads())
-    for (int64_t i = 0; i < kWords; ++i) total += buffer[static_cast<size_t>(i)];
+    for (int64_t i = 0; i < num_words; ++i) total += buffer[static_cast<size_t>(i)];
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, static_cast<double>(kWords) * sizeof(uint64_t) / seconds);
+    best = std::max(best, static_cast<double>(num_words) * sizeof(uint64_t) / seconds);
   }
   return total > 0 ? best : 0.0;  // the sum is used, so that the reads are not optimised away
 }

@@ -10,6 +10,7 @@
 #include <optional>
 #include <random>
 
+#include "bandwidth.h"
 #include "bench_attention.h"
 #include "failure.h"
 #include "policy_text.h"
@@ -20,9 +21,6 @@
 namespace rarefy::cli {
 namespace {
 
-// Read before every timed call: eight times the last-level cache of the machines this was written on, so that nothing of an
-// earlier call is left in it.
-constexpr int64_t kEvictionBytes = int64_t{256} << 20;
 constexpr int32_t kMinLayers = 3;     // calls rotate over this many copies of the cache
 constexpr int32_t kFillTokens = 512;  // written at a time
 
@@ -229,8 +227,9 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
   check_shape(description);
   const double row_bytes = 2.0 * description.head_dim * static_cast<double>(size_of(description.kv_dtype));
   const double dense_bytes = row_bytes * description.num_kv_heads * description.kv_len * description.batch;
+  const int64_t evicted = eviction_bytes();  // by a read of as many before every timed call
   const auto num_layers = static_cast<int32_t>(
-      std::clamp(std::ceil(static_cast<double>(kEvictionBytes) / dense_bytes), static_cast<double>(kMinLayers), 16.0));
+      std::clamp(std::ceil(static_cast<double>(evicted) / dense_bytes), static_cast<double>(kMinLayers), 16.0));
 
   const DecodePlan dense =
       unwrap(DecodePlan::make(DecodeOp::dense, Device{}, problem_of(description, description.q_dtype, description.batch)),
@@ -239,7 +238,7 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
       unwrap(DecodePlan::make(DecodeOp::sparse, Device{}, problem_of(description, description.q_dtype, description.batch)),
              ExitCode::usage);
   const Workspace workspace(std::max(dense.workspace_bytes(), sparse.workspace_bytes()));
-  StreamBuffer stream(kEvictionBytes);
+  StreamBuffer stream(evicted);
   BenchCache cache(description, num_layers);
   const std::vector<IndexSet> indices = draw_indices(description, num_layers);
   std::vector<std::unique_ptr<PolicyArm>> policy_arms;
