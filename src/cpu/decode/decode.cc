@@ -274,7 +274,9 @@ class CpuDecode final : public DecodeKernel {
     int32_t now = 0;
     bool inside = true;
     bool more = next_tile(args, next_split, num_splits, TileWork(), buffers[now]);
-    if (more) fetch_rows(buffers[now]);  // nobody did it during an earlier tile
+    if (!more) return true;
+    if (functions_.enter != nullptr) functions_.enter(num_rows_);
+    fetch_rows(buffers[now]);  // nobody did it during an earlier tile
     while (more) {
       const TileWork& work = buffers[now];
       inside = inside && work.ids_are_inside;
@@ -289,6 +291,7 @@ class CpuDecode final : public DecodeKernel {
       }
       now = 1 - now;
     }
+    if (functions_.leave != nullptr) functions_.leave();
     return inside;
   }
 
@@ -377,11 +380,7 @@ Status supports(const DecodeProblem& problem, Device) {
   if (problem.sliding_window > 0 && problem.num_queries > 1) {
     return Status::unsupported("expected one query a sequence with a sliding window");
   }
-  bool available = (hwy::SupportedTargets() & functions.target) != 0;
-#if HWY_ARCH_X86
-  available = available && (!functions.bf16_products || __builtin_cpu_supports("avx512bf16"));
-#endif
-  if (available) return {};
+  if (functions.is_supported()) return {};
   return Status::unsupported("this machine lacks the instructions of " + std::string(functions.name));
 }
 
@@ -402,7 +401,7 @@ std::vector<Entry> make_list(std::index_sequence<kTargets...>) {
 }  // namespace
 
 std::span<const Entry> decode_implementations(DecodeOp op) {
-  using Targets = std::make_index_sequence<5>;  // as many as tile_functions() can hold
+  using Targets = std::make_index_sequence<6>;  // as many as tile_functions() can hold
   static const std::vector<Entry> dense = make_list<DecodeOp::dense>(Targets());
   static const std::vector<Entry> sparse = make_list<DecodeOp::sparse>(Targets());
   return op == DecodeOp::dense ? dense : sparse;

@@ -1,7 +1,10 @@
 #include "cpu/decode/tile.h"
 
+#include "cpu/decode/amx.h"
+
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/decode/tile.cc"
@@ -375,14 +378,34 @@ HWY_AFTER_NAMESPACE();
 #endif  // HWY_TARGET != HWY_SCALAR
 
 #if HWY_ONCE
+
 namespace rarefy::cpu {
+namespace {
+
+template <int64_t kTarget>
+bool has_target() {
+  return (hwy::SupportedTargets() & kTarget) != 0;
+}
+#if HWY_TARGETS & HWY_AVX3
+bool has_bf16() { return has_target<HWY_AVX3>() && __builtin_cpu_supports("avx512bf16"); }
+#if RAREFY_HAS_AMX
+bool has_amx() { return has_bf16() && amx_is_allowed(); }
+#endif
+#endif
+
+}  // namespace
 
 std::span<const TileFunctions> tile_functions() {
-#define RAREFY_ENTRY(lower, UPPER) \
-  {"cpu_" #lower, HWY_##UPPER, false, N_##UPPER::prepare_q, N_##UPPER::start, N_##UPPER::add_tile, N_##UPPER::finish_row},
+#define RAREFY_ENTRY(lower, UPPER)                                                                                    \
+  {"cpu_" #lower, false, has_target<HWY_##UPPER>, N_##UPPER::prepare_q, nullptr, nullptr, N_##UPPER::start, \
+   N_##UPPER::add_tile, N_##UPPER::finish_row},
   static const TileFunctions table[] = {
 #if HWY_TARGETS & HWY_AVX3
-    {"cpu_avx3_bf16", HWY_AVX3, true, N_AVX3::prepare_q_bf16, N_AVX3::start, N_AVX3::add_tile_bf16,
+#if RAREFY_HAS_AMX
+    {"cpu_amx_bf16", true, has_amx, N_AVX3::prepare_q_bf16, N_AVX3::enter_amx, N_AVX3::leave_amx, N_AVX3::start,
+     N_AVX3::add_tile_amx, N_AVX3::finish_row_bf16},
+#endif
+    {"cpu_avx3_bf16", true, has_bf16, N_AVX3::prepare_q_bf16, nullptr, nullptr, N_AVX3::start, N_AVX3::add_tile_bf16,
      N_AVX3::finish_row_bf16},
 #endif
     RAREFY_FOREACH_SIMD(RAREFY_ENTRY)

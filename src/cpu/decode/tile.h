@@ -80,13 +80,15 @@ struct FinishRow {
 };
 
 struct TileFunctions {
-  const char* name;    // "cpu_avx3"
-  int64_t target;      // Highway's bit
-  bool bf16_products;  // multiplies in bf16 (AVX512_BF16): bf16 caches with head_dim a multiple of 32 only
+  const char* name;        // "cpu_avx3"
+  bool bf16_products;      // multiplies in bf16: bf16 caches with head_dim a multiple of 32 only
+  bool (*is_supported)();  // whether this machine has the instructions
   void (*prepare_q)(DType kv_dtype,
                     const float* q,  // [head_dim] f32
                     int32_t head_dim,
                     float* prepared);  // [head_dim] f32; opaque
+  void (*enter)(int32_t num_rows);  // before a thread's first tile; nullable
+  void (*leave)();                  // after its last; nullable
   void (*start)(int32_t num_rows, int32_t head_dim, const Partial& partial);
   void (*add_tile)(const Tile& tile, const Partial& partial);
   void (*finish_row)(const FinishRow& row);

@@ -192,9 +192,10 @@ void norms_tile<DotRows>(const Tile& tile, float* HWY_RESTRICT norms) {
 
 #include "cpu/decode/tile_quad-inl.h"
 
+// Whether tile_quad-inl.h takes the tile.
+bool is_quads(const Tile& tile) { return tile.num_rows % 4 == 0 && tile.soft_cap == 0.0f && tile.last_visible == nullptr; }
 void add_tile_bf16(const Tile& tile, const Partial& partial) {
-  const bool quads = tile.num_rows % 4 == 0 && tile.soft_cap == 0.0f && tile.last_visible == nullptr;
-  quads ? add_quads(tile, partial) : add_typed_tile<DotRows>(tile, partial);
+  is_quads(tile) ? add_quads(tile, partial) : add_typed_tile<DotRows>(tile, partial);
 }
 void finish_row_bf16(const FinishRow& row) { finish_typed_row<DotRows>(row); }
 
@@ -213,3 +214,7 @@ void prepare_q_bf16(DType, const float* q, int32_t head_dim, float* prepared) {
 }  // namespace N_AVX3
 }  // namespace rarefy::cpu
 HWY_POP_ATTRIBUTES
+
+#if RAREFY_HAS_AMX
+#include "cpu/decode/tile_amx-inl.h"
+#endif

@@ -181,25 +181,13 @@ HWY_INLINE void value_quad_rows(const Tile& tile,
   }
 }
 
-// The tile's part of rows [row, row + 4).
-HWY_INLINE void add_quad(const Tile& tile, const Partial& partial, const QuadTokens& tokens, int32_t row) {
-  alignas(64) float scores[4 * kTileTokens];                 // [kTileTokens / 4, 4, 4] f32; later p
-  alignas(64) uint32_t pairs[2 * kTileTokens];               // [kTileTokens / 4, 4, 2] bits
-  alignas(64) float rescale[16];                             // [4, 4] f32
-  float* stats = partial.stats + row * kRowStats;            // [4, 4] f32: block r is row r's
-  float* sums = partial.sum + int64_t{row} * tile.head_dim;  // [4, head_dim] f32
-  const auto* q = reinterpret_cast<const uint16_t*>(tile.q) + int64_t{2} * row * tile.head_dim;
-  const bool fetch = tile.next_keys != nullptr && row == 0;
-  if (tile.scattered && tile.head_dim % 128 == 0) {
-    tile.q_is_bf16 ? score_quad<false, true>(tile, q, scores, fetch) : score_quad<true, true>(tile, q, scores, fetch);
-  } else {
-    tile.q_is_bf16 ? score_quad<false, false>(tile, q, scores, fetch) : score_quad<true, false>(tile, q, scores, fetch);
-  }
-
+// Scores of four rows to weights: `scores` [kTileTokens / 4, 4, 4] f32 becomes p as rounded, its bits go to `pairs`
+// [kTileTokens / 4, 4, 2]. Returns the factor for what was summed before, in all lanes of its row's block; `stats` is brought up to date.
+HWY_INLINE __m512 soften_quad(const Tile& tile, const QuadTokens& tokens, float* HWY_RESTRICT scores,
+                              uint32_t* HWY_RESTRICT pairs, __m512& stats) {
   const int32_t num_blocks = (tile.num_tokens + 3) / 4;
   const __m512 scale = _mm512_set1_ps(tile.scale * kLog2E);
-  const __m512 old = _mm512_loadu_ps(stats);
-  const __m512 old_maximum = spread_lane<0>(old);
+  const __m512 old_maximum = spread_lane<0>(stats);
   __m512 maximum = old_maximum;
   for (int32_t i = 0; i < num_blocks; ++i) {
     const __m512 s = _mm512_add_ps(_mm512_mul_ps(_mm512_load_ps(scores + 16 * i), scale), load_tokens(tokens.bias + 4 * i));
@@ -218,12 +206,46 @@ HWY_INLINE void add_quad(const Tile& tile, const Partial& partial, const QuadTok
     _mm512_store_ps(scores + 16 * i, rounded);
     total = _mm512_add_ps(total, rounded);
   }
-  _mm512_store_ps(rescale, factor);
-  const __m512 factor2 = _mm512_mul_ps(factor, factor);
   // Lanes of a row: maximum, sum p, sum w, sum w |v|^2.
-  __m512 updated = _mm512_mask_mul_ps(maximum, 0x2222, old, factor);
-  updated = _mm512_mask_mul_ps(updated, 0xcccc, old, factor2);
-  updated = _mm512_mask_add_ps(updated, 0x2222, updated, block_sum(total));
+  __m512 updated = _mm512_mask_mul_ps(maximum, 0x2222, stats, factor);
+  updated = _mm512_mask_mul_ps(updated, 0xcccc, stats, _mm512_mul_ps(factor, factor));
+  stats = _mm512_mask_add_ps(updated, 0x2222, updated, block_sum(total));
+  return factor;
+}
+
+// Weights p to those of the variance, w = p^2 (1 - pi).
+HWY_INLINE void vary_quad(const Tile& tile, const QuadTokens& tokens,
+                          const float* HWY_RESTRICT scores,  // scores [kTileTokens / 4, 4, 4] f32; p
+                          uint32_t* HWY_RESTRICT pairs,      // pairs [kTileTokens / 4, 4, 2] bits
+                          __m512& stats) {
+  __m512 sum = _mm512_setzero_ps(), norm_sum = _mm512_setzero_ps();
+  for (int32_t i = 0; i < (tile.num_tokens + 3) / 4; ++i) {
+    const __m512 p = _mm512_load_ps(scores + 16 * i);
+    const __m512 w = store_weights(_mm512_mul_ps(_mm512_mul_ps(p, p), load_tokens(tokens.sampled + 4 * i)), pairs + 8 * i);
+    sum = _mm512_add_ps(sum, w);
+    norm_sum = _mm512_fmadd_ps(w, load_tokens(tokens.norms + 4 * i), norm_sum);
+  }
+  stats = _mm512_mask_add_ps(stats, 0x4444, stats, block_sum(sum));
+  stats = _mm512_mask_add_ps(stats, 0x8888, stats, block_sum(norm_sum));
+}
+
+// The tile's part of rows [row, row + 4).
+HWY_INLINE void add_quad(const Tile& tile, const Partial& partial, const QuadTokens& tokens, int32_t row) {
+  alignas(64) float scores[4 * kTileTokens];                 // [kTileTokens / 4, 4, 4] f32; later p
+  alignas(64) uint32_t pairs[2 * kTileTokens];               // [kTileTokens / 4, 4, 2] bits
+  alignas(64) float rescale[16];                             // [4, 4] f32
+  float* sums = partial.sum + int64_t{row} * tile.head_dim;  // [4, head_dim] f32
+  const auto* q = reinterpret_cast<const uint16_t*>(tile.q) + int64_t{2} * row * tile.head_dim;
+  const bool fetch = tile.next_keys != nullptr && row == 0;
+  if (tile.scattered && tile.head_dim % 128 == 0) {
+    tile.q_is_bf16 ? score_quad<false, true>(tile, q, scores, fetch) : score_quad<true, true>(tile, q, scores, fetch);
+  } else {
+    tile.q_is_bf16 ? score_quad<false, false>(tile, q, scores, fetch) : score_quad<true, false>(tile, q, scores, fetch);
+  }
+  float* row_stats = partial.stats + row * kRowStats;  // [4, 4] f32: block r is row r's
+  __m512 stats = _mm512_loadu_ps(row_stats);
+  const __m512 factor = soften_quad(tile, tokens, scores, pairs, stats);
+  _mm512_store_ps(rescale, factor);
   // Two passes over the values share the fetching, so that memory never idles.
   const int32_t fetch_end = fetch ? tile.head_dim : 0;
   int32_t fetch_middle = partial.spread != nullptr ? fetch_end / 2 : fetch_end;
@@ -233,41 +255,34 @@ HWY_INLINE void add_quad(const Tile& tile, const Partial& partial, const QuadTok
   } else {
     value_quad(tile, pairs, rescale, sums, 0, fetch_middle);
   }
-
   if (tile.with_variance) {
-    __m512 sum = _mm512_setzero_ps(), norm_sum = _mm512_setzero_ps();
-    for (int32_t i = 0; i < num_blocks; ++i) {
-      const __m512 p = _mm512_load_ps(scores + 16 * i);
-      const __m512 w =
-          store_weights(_mm512_mul_ps(_mm512_mul_ps(p, p), load_tokens(tokens.sampled + 4 * i)), pairs + 8 * i);
-      sum = _mm512_add_ps(sum, w);
-      norm_sum = _mm512_fmadd_ps(w, load_tokens(tokens.norms + 4 * i), norm_sum);
-    }
-    updated = _mm512_mask_add_ps(updated, 0x4444, updated, block_sum(sum));
-    updated = _mm512_mask_add_ps(updated, 0x8888, updated, block_sum(norm_sum));
+    vary_quad(tile, tokens, scores, pairs, stats);
     if (partial.spread != nullptr) {
-      _mm512_store_ps(rescale, factor2);
+      _mm512_store_ps(rescale, _mm512_mul_ps(factor, factor));
       value_quad(tile, pairs, rescale, partial.spread + int64_t{row} * tile.head_dim, fetch_middle, fetch_end);
     }
   }
-  _mm512_storeu_ps(stats, updated);
+  _mm512_storeu_ps(row_stats, stats);
 }
 
-void add_quads(const Tile& tile, const Partial& partial) {
-  QuadTokens tokens;
+HWY_INLINE void load_tokens_of(const Tile& tile, bool with_norms, QuadTokens& tokens) {
   for (int32_t t = 0; t < kTileTokens; ++t) {
     const float log_weight = tile.log_weight != nullptr && t < tile.num_tokens ? tile.log_weight[t] : 0.0f;
     tokens.bias[t] = t < tile.num_tokens ? log_weight * kLog2E : kNegInfinity;
     tokens.sampled[t] = log_weight;
     tokens.norms[t] = 0.0f;
   }
-  if (tile.with_variance) {
-    const F32 d;
-    for (int32_t t = 0; t < kTileTokens; t += kLanes) {
-      hn::Store(hn::Neg(hn::Expm1(d, hn::Neg(hn::Load(d, tokens.sampled + t)))), d, tokens.sampled + t);
-    }
-    if (partial.spread != nullptr) norms_tile<DotRows>(tile, tokens.norms);
+  if (!tile.with_variance) return;
+  const F32 d;
+  for (int32_t t = 0; t < kTileTokens; t += kLanes) {
+    hn::Store(hn::Neg(hn::Expm1(d, hn::Neg(hn::Load(d, tokens.sampled + t)))), d, tokens.sampled + t);
   }
+  if (with_norms) norms_tile<DotRows>(tile, tokens.norms);
+}
+
+void add_quads(const Tile& tile, const Partial& partial) {
+  QuadTokens tokens;
+  load_tokens_of(tile, partial.spread != nullptr, tokens);
   if (tile.next_keys != nullptr) fetch_rest(tile);
   for (int32_t row = 0; row < tile.num_rows; row += 4) add_quad(tile, partial, tokens, row);
 }
