@@ -21,8 +21,9 @@
 namespace rarefy::cli {
 namespace {
 
-constexpr int32_t kMinLayers = 3;     // calls rotate over this many copies of the cache
-constexpr int32_t kFillTokens = 512;  // written at a time
+constexpr int64_t kCacheBytes = int64_t{256} << 20;  // of all layers, at least
+constexpr int32_t kMinLayers = 3;                    // calls rotate over this many copies of the cache
+constexpr int32_t kFillTokens = 512;                 // written at a time
 
 double now_us() {
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -229,7 +230,7 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
   const double dense_bytes = row_bytes * description.num_kv_heads * description.kv_len * description.batch;
   const int64_t evicted = eviction_bytes();  // by a read of as many before every timed call
   const auto num_layers = static_cast<int32_t>(
-      std::clamp(std::ceil(static_cast<double>(evicted) / dense_bytes), static_cast<double>(kMinLayers), 16.0));
+      std::clamp(std::ceil(static_cast<double>(kCacheBytes) / dense_bytes), static_cast<double>(kMinLayers), 16.0));
 
   const DecodePlan dense =
       unwrap(DecodePlan::make(DecodeOp::dense, Device{}, problem_of(description, description.q_dtype, description.batch)),
