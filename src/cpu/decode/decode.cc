@@ -53,6 +53,7 @@ struct TileWork {
   int32_t item = 0, split = 0;
   int32_t first = 0, count = 0, last = 0;  // entries [first, first + count) of the list; the split ends at `last`
   bool starts_split = false, ids_are_inside = true;
+  int64_t row_stride = 0;  // bytes from each row to the next of a full tile; 0 = not the same
   List list;
   const void* keys[kTileTokens];    // [kTileTokens] pointers to [head_dim] kv_dtype; entries past count repeat the last
   const void* values[kTileTokens];  // [kTileTokens] pointers to [head_dim] kv_dtype; likewise
@@ -235,6 +236,7 @@ class CpuDecode final : public DecodeKernel {
       work.tokens[i] = token;
     };
     bool inside = true;
+    work.row_stride = 0;
     if (work.list.token_ids != nullptr) {
       const auto kv_len = static_cast<uint32_t>(kv.kv_lens[sequence]);
       for (int32_t i = 0; i < work.count; ++i) {
@@ -247,6 +249,7 @@ class CpuDecode final : public DecodeKernel {
       for (int32_t i = 0; i < work.count;) {
         int64_t offset = offset_of(first + i);
         const int32_t end = std::min(work.count, i + kv.page_size - ((first + i) & page_mask));
+        if (i == 0 && end == kTileTokens) work.row_stride = token_bytes;
         for (; i < end; ++i, offset += token_bytes) set_row(i, first + i, offset);
       }
     }
@@ -268,7 +271,8 @@ class CpuDecode final : public DecodeKernel {
   // One thread's share of the splits. The rows of the next tile, of this split or the next, are fetched during each tile.
   // False when a list named a token outside its sequence.
   bool attend(const DecodeArgs& args, std::atomic<int32_t>& next_split, int32_t num_splits) const {
-    alignas(64) float q[kMaxTileRows * 256];  // [num_rows, head_dim] f32; as prepare_q wrote it
+    alignas(64) float q[kMaxTileRows * 256];      // [num_rows, head_dim] f32; as prepare_q wrote it
+    alignas(64) uint32_t paired_q[kPairedWords];  // [kPairedWords] u32; as pair_q wrote it
     int32_t item_of_q = -1;
     TileWork buffers[2];
     int32_t now = 0;
@@ -281,9 +285,12 @@ class CpuDecode final : public DecodeKernel {
       const TileWork& work = buffers[now];
       inside = inside && work.ids_are_inside;
       more = next_tile(args, next_split, num_splits, work, buffers[1 - now]);
-      if (work.item != item_of_q) prepare_queries(args, work.item, q);
+      if (work.item != item_of_q) {
+        prepare_queries(args, work.item, q);
+        if (functions_.pair_q != nullptr) functions_.pair_q(num_rows_, problem_.head_dim, q, paired_q);
+      }
       item_of_q = work.item;
-      attend_tile(args, work, q, more ? &buffers[1 - now] : nullptr);
+      attend_tile(args, work, q, paired_q, more ? &buffers[1 - now] : nullptr);
       // Acquire and release: whoever counts down to 0 sees the sums of all splits.
       const bool split_is_done = work.first + work.count >= work.last;
       if (split_is_done && list_work(args, work.item)->splits_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
@@ -296,7 +303,8 @@ class CpuDecode final : public DecodeKernel {
   }
 
   void attend_tile(const DecodeArgs& args, const TileWork& work,
-                   const float* q,  // [num_rows, head_dim] f32; as prepare_q wrote it
+                   const float* q,            // [num_rows, head_dim] f32; as prepare_q wrote it
+                   const uint32_t* paired_q,  // [kPairedWords] u32; as pair_q wrote it
                    const TileWork* next) const {
     const bool with_variance = work.list.log_weight != nullptr && (args.rel_std != nullptr || args.out_rel_std != nullptr);
     float* memory = partial(args, work.item, work.split);
@@ -314,6 +322,8 @@ class CpuDecode final : public DecodeKernel {
     tile.scale = args.scale;
     tile.q_is_bf16 = problem_.q_dtype == DType::bf16;
     tile.q = q;
+    tile.paired_q = paired_q;
+    tile.row_stride = work.row_stride;
     tile.keys = work.keys;
     tile.values = work.values;
     tile.scattered = work.list.token_ids != nullptr;

@@ -24,6 +24,7 @@ struct Partial {
   float* stats = nullptr;   // [num_rows, 4] f32; maximum, sum p, sum w, sum w |v|^2
 };
 
+inline constexpr int32_t kPairedWords = 16 * 256;  // high and low parts of 16 rows of queries of 256 dims, two in a word
 inline constexpr int32_t kFetchSteps = kTileTokens / 4;
 inline int32_t num_cache_lines(int64_t bytes) { return static_cast<int32_t>((bytes + 63) / 64); }
 
@@ -51,10 +52,12 @@ struct Tile {
   float scale = 1.0f;                                  // of q . k
   bool q_is_bf16 = false;                              // every q is exact in bf16
   const float* q = nullptr;                            // [num_rows, head_dim] f32; as prepare_q wrote it
+  const uint32_t* paired_q = nullptr;                  // as pair_q wrote it; with it only
   const void* const* keys = nullptr;                   // [kTileTokens] pointers to rows; past num_tokens the last again
   const void* const* values = nullptr;                 // [kTileTokens] pointers to rows; likewise
   const void* const* next_keys = nullptr;              // [kTileTokens] pointers; rows to prefetch, nullable
   const void* const* next_values = nullptr;            // [kTileTokens] pointers; with next_keys
+  int64_t row_stride = 0;                              // bytes from each of kTileTokens rows to the next; 0 = not the same
   bool scattered = false, next_scattered = false;      // rows, of this tile and the next, lie here and there
   const float* log_weight = nullptr;                   // [num_tokens] f32; nullable
   const int32_t* token_ids = nullptr;                  // [num_tokens] i32; with last_visible
@@ -87,8 +90,12 @@ struct TileFunctions {
                     const float* q,  // [head_dim] f32
                     int32_t head_dim,
                     float* prepared);  // [head_dim] f32; opaque
-  void (*enter)(int32_t num_rows);  // before a thread's first tile; nullable
-  void (*leave)();                  // after its last; nullable
+  void (*enter)(int32_t num_rows);     // before a thread's first tile; nullable
+  void (*leave)();                     // after its last; nullable
+  // Queries of a list once more, in another order; nullable.
+  void (*pair_q)(int32_t num_rows, int32_t head_dim,
+                 const float* prepared,  // [num_rows, head_dim] f32; as prepare_q wrote it
+                 uint32_t* paired);      // [kPairedWords] u32; opaque
   void (*start)(int32_t num_rows, int32_t head_dim, const Partial& partial);
   void (*add_tile)(const Tile& tile, const Partial& partial);
   void (*finish_row)(const FinishRow& row);

@@ -104,14 +104,10 @@ HWY_INLINE void pair_queries(const uint16_t* HWY_RESTRICT q, int32_t head_dim, i
 
 // scores [kTileTokens, num_rows] f32.
 HWY_INLINE void score_amx(const Tile& tile, Fetcher& fetcher, float* HWY_RESTRICT scores) {
-  alignas(64) uint16_t copies[kTileTokens * 256];        // [kTileTokens, head_dim] bf16
-  alignas(64) uint32_t queries[2][kAmxRows * kAmxRows];  // [2, 16, num_rows] pairs of bf16: high, low
-  const auto* q = reinterpret_cast<const uint16_t*>(tile.q);
+  alignas(64) uint16_t copies[kTileTokens * 256];  // [kTileTokens, head_dim] bf16
   const auto* keys = static_cast<const char*>(tile.keys[0]);
-  int64_t stride = static_cast<const char*>(tile.keys[1]) - keys;
-  bool even = stride >= 0;
-  for (int32_t t = 2; t < kTileTokens; ++t) even = even && static_cast<const char*>(tile.keys[t]) == keys + t * stride;
-  if (!even) {
+  int64_t stride = tile.row_stride;
+  if (stride == 0) {
     stride = int64_t{2} * tile.head_dim;
     for (int32_t t = 0; t < kTileTokens; ++t) {
       const auto* key = static_cast<const uint16_t*>(tile.keys[t]);
@@ -122,22 +118,21 @@ HWY_INLINE void score_amx(const Tile& tile, Fetcher& fetcher, float* HWY_RESTRIC
     keys = reinterpret_cast<const char*>(copies);
   }
   const int32_t query_stride = 4 * tile.num_rows;
+  settle_memory();
   _tile_zero(RAREFY_SCORES_0);
   _tile_zero(RAREFY_SCORES_1);
   for (int32_t d = 0; d < tile.head_dim; d += 32) {
-    pair_queries(q + d, tile.head_dim, tile.num_rows, queries[0]);
-    if (!tile.q_is_bf16) pair_queries(q + tile.head_dim + d, tile.head_dim, tile.num_rows, queries[1]);
-    settle_memory();
+    const uint32_t* queries = tile.paired_q + d * tile.num_rows;  // [2, 16, num_rows] pairs of bf16: high, low
     fetcher.next(4);
     _tile_loadd(RAREFY_KEYS_0, keys + 2 * d, stride);
     fetcher.next(4);
     _tile_loadd(RAREFY_KEYS_1, keys + kAmxRows * stride + 2 * d, stride);
     fetcher.next(4);
-    _tile_loadd(RAREFY_QUERIES, queries[0], query_stride);
+    _tile_loadd(RAREFY_QUERIES, queries, query_stride);
     _tile_dpbf16ps(RAREFY_SCORES_0, RAREFY_KEYS_0, RAREFY_QUERIES);
     _tile_dpbf16ps(RAREFY_SCORES_1, RAREFY_KEYS_1, RAREFY_QUERIES);
     if (!tile.q_is_bf16) {
-      _tile_loadd(RAREFY_QUERIES, queries[1], query_stride);
+      _tile_loadd(RAREFY_QUERIES, queries + 16 * tile.num_rows, query_stride);
       _tile_dpbf16ps(RAREFY_SCORES_0, RAREFY_KEYS_0, RAREFY_QUERIES);
       _tile_dpbf16ps(RAREFY_SCORES_1, RAREFY_KEYS_1, RAREFY_QUERIES);
     }
@@ -257,8 +252,20 @@ void enter_amx(int32_t num_rows) {
 }
 void leave_amx() { _tile_release(); }
 
+bool is_amx(int32_t num_rows) { return num_rows % 4 == 0 && num_rows <= kAmxRows; }
+
+// paired [head_dim / 32, 2, 16, num_rows] pairs of bf16: high and low parts.
+void pair_q_amx(int32_t num_rows, int32_t head_dim, const float* prepared, uint32_t* paired) {
+  if (!is_amx(num_rows)) return;
+  const auto* q = reinterpret_cast<const uint16_t*>(prepared);  // [num_rows, 2, head_dim] bf16
+  for (int32_t d = 0; d < head_dim; d += 32) {
+    pair_queries(q + d, head_dim, num_rows, paired + d * num_rows);
+    pair_queries(q + head_dim + d, head_dim, num_rows, paired + (d + 16) * num_rows);
+  }
+}
+
 void add_tile_amx(const Tile& tile, const Partial& partial) {
-  is_quads(tile) && tile.num_rows <= kAmxRows ? add_amx(tile, partial) : add_tile_bf16(tile, partial);
+  is_quads(tile) && is_amx(tile.num_rows) ? add_amx(tile, partial) : add_tile_bf16(tile, partial);
 }
 
 #undef RAREFY_SCORES_0

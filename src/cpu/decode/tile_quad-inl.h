@@ -266,11 +266,15 @@ HWY_INLINE void add_quad(const Tile& tile, const Partial& partial, const QuadTok
 }
 
 HWY_INLINE void load_tokens_of(const Tile& tile, bool with_norms, QuadTokens& tokens) {
-  for (int32_t t = 0; t < kTileTokens; ++t) {
-    const float log_weight = tile.log_weight != nullptr && t < tile.num_tokens ? tile.log_weight[t] : 0.0f;
-    tokens.bias[t] = t < tile.num_tokens ? log_weight * kLog2E : kNegInfinity;
-    tokens.sampled[t] = log_weight;
-    tokens.norms[t] = 0.0f;
+  for (int32_t t = 0; t < kTileTokens; t += 16) {
+    const int32_t here = std::clamp(tile.num_tokens - t, 0, 16);
+    const auto inside = static_cast<__mmask16>((1u << here) - 1u);
+    __m512 log_weight = _mm512_setzero_ps();
+    if (tile.log_weight != nullptr) log_weight = _mm512_maskz_loadu_ps(inside, tile.log_weight + t);
+    const __m512 log2_weight = _mm512_mul_ps(log_weight, _mm512_set1_ps(kLog2E));
+    _mm512_store_ps(tokens.bias + t, _mm512_mask_blend_ps(inside, _mm512_set1_ps(kNegInfinity), log2_weight));
+    _mm512_store_ps(tokens.sampled + t, log_weight);
+    _mm512_store_ps(tokens.norms + t, _mm512_setzero_ps());
   }
   if (!tile.with_variance) return;
   const F32 d;
