@@ -52,7 +52,7 @@ struct Tile {
   float scale = 1.0f;                                  // of q . k
   bool q_is_bf16 = false;                              // every q is exact in bf16
   const float* q = nullptr;                            // [num_rows, head_dim] f32; as prepare_q wrote it
-  const uint32_t* paired_q = nullptr;                  // as pair_q wrote it; with it only
+  const uint32_t* paired_q = nullptr;                  // [kPairedWords] u32; as pair_q wrote it, if there is one
   const void* const* keys = nullptr;                   // [kTileTokens] pointers to rows; past num_tokens the last again
   const void* const* values = nullptr;                 // [kTileTokens] pointers to rows; likewise
   const void* const* next_keys = nullptr;              // [kTileTokens] pointers; rows to prefetch, nullable
