@@ -1,6 +1,6 @@
-// Tiles of a bf16 cache by the matrix unit of Intel's servers (AMX): one instruction multiplies 16 x 32 by 32 x 16 in as many cycles as
-// it has rows. There the dot product of AVX512_BF16 starts every second cycle only, so that arithmetic was the limit of dense decode:
-// 70 of 104 cycles per token and KV head with four query rows. Included by tile_bf16-inl.h for groups that tile_quad-inl.h takes, up to 16 rows.
+// Tiles of a bf16 cache by the matrix unit of Intel's servers (AMX): one instruction multiplies 16 x 32 by 32 x 16 numbers. There the dot
+// product of AVX512_BF16 starts every second cycle only, which is 70 of the 104 cycles that tile_quad-inl.h takes per token and KV head with
+// four query rows; this takes 68. Included by tile_bf16-inl.h for groups that tile_quad-inl.h takes, up to 16 rows.
 //
 //   scores [tokens, rows] = keys [tokens, head_dim] . queries [head_dim, rows]: keys as they lie, queries by pairs of dimensions.
 //   sums [rows, head_dim] += weights [rows, tokens] . values [tokens, head_dim]: values by pairs of tokens, which puts sums in the tile order of
@@ -11,7 +11,7 @@ namespace N_AVX3 {
 
 constexpr int32_t kAmxRows = 16, kAmxBytes = 64;  // of a matrix: rows at most, bytes of a row
 
-// Matrix registers.
+// Matrix registers; macros, because the intrinsics paste them into assembly.
 #define RAREFY_SCORES_0 0  // [16 tokens, num_rows] f32
 #define RAREFY_SCORES_1 1
 #define RAREFY_WEIGHTS 2  // [num_rows, 32 tokens] bf16
