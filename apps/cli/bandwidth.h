@@ -9,7 +9,7 @@ namespace rarefy::cli {
 // can be 480 MiB: a buffer of 256 MiB then stays in it, and its "memory" bandwidth is the cache's.)
 int64_t eviction_bytes();
 
-// Bytes per second; the best of a few passes with the threads of set_num_threads(). Takes about half a second.
+// Bytes per second; the best of a few passes with the threads of set_num_threads(). Takes about half a second, two with a large cache.
 double measure_read_bandwidth();
 
 }  // namespace rarefy::cli
