@@ -12,6 +12,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(ROOT / "python")]
 
+from provenance import commit_of, now  # noqa: E402
 from tables import TABLES, ceiling_us, graph_sizes, sparse_bytes, table  # noqa: E402
 
 RESERVE_BYTES = 14 << 30  # workspaces, lists and what making them needs
@@ -214,7 +215,7 @@ def versions():
 def main(arguments=None, make_timer=None) -> int:
     options = parse(arguments)
     import harness
-    machine = {**versions(), "commit": harness.commit_of(ROOT), "date": harness.now(),
+    machine = {**versions(), "commit": commit_of(ROOT), "date": now(),
                "command": "scripts/gpu/bench_attention " + " ".join(sys.argv[1:] if arguments is None else arguments)}
     if not machine["commit"]:
         print("bench_attention: no commit: run in a git tree, or set RAREFY_COMMIT", file=sys.stderr)

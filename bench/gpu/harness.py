@@ -1,11 +1,10 @@
 """One way to time every arm: a CUDA graph of many launches, replayed with a cold L2 and events around each replay."""
-import datetime
 import os
 import platform
-import subprocess
 
 import torch
 
+from provenance import nvidia_smi
 from tables import summary
 
 FLUSH_BYTES = 512 << 20
@@ -64,7 +63,7 @@ class Timer:
     @staticmethod
     def machine():
         """What every result line says about where it was measured."""
-        return {"device": torch.cuda.get_device_name(), "driver": _smi("driver_version"), "cuda": torch.version.cuda,
+        return {"device": torch.cuda.get_device_name(), "driver": nvidia_smi("driver_version"), "cuda": torch.version.cuda,
                 "torch": torch.__version__, "python": platform.python_version()}
 
     @staticmethod
@@ -87,16 +86,6 @@ class Timer:
         return [start.elapsed_time(end) * 1e3 for start, end in events[warm_up:]]
 
 
-def _smi(query: str) -> str:
-    """One fact that nvidia-smi knows; "" where it is not there."""
-    try:
-        index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
-        return subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "-i", index], capture_output=True,
-                              text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 def clocks():
     """SM and memory clock, power and temperature now, or why they are not known."""
     try:
@@ -110,18 +99,3 @@ def clocks():
                 "temperature_c": pynvml.nvmlDeviceGetTemperature(device, pynvml.NVML_TEMPERATURE_GPU)}
     except Exception as error:  # noqa: BLE001: no module, no driver, no permission: nothing is known
         return {"clocks_error": f"{type(error).__name__}: {error}"}
-
-
-def commit_of(root) -> str:
-    if os.environ.get("RAREFY_COMMIT"):
-        return os.environ["RAREFY_COMMIT"]
-    try:
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    except OSError:
-        return ""
-    return head.stdout.strip() if head.returncode == 0 else ""
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
