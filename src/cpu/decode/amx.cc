@@ -4,11 +4,9 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 
 namespace rarefy::cpu {
 
-#if RAREFY_HAS_AMX
 bool amx_is_allowed() {
   static const bool allowed = [] {
     constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;  // EDX of leaf 7
@@ -19,8 +17,6 @@ bool amx_is_allowed() {
   }();
   return allowed;
 }
-#else
-bool amx_is_allowed() { return false; }
-#endif
 
 }  // namespace rarefy::cpu
+#endif

@@ -12,6 +12,6 @@ namespace rarefy::cpu {
 
 // Whether this machine multiplies bf16 matrices, and the kernel lets this process keep their registers: asked for once. From then on Linux
 // wants room for them (8 KiB more) on alternate signal stacks, and refuses where a thread has a smaller one already.
-bool amx_is_allowed();
+bool amx_is_allowed();  // with RAREFY_HAS_AMX only
 
 }  // namespace rarefy::cpu

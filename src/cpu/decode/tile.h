@@ -90,15 +90,15 @@ struct TileFunctions {
                     const float* q,  // [head_dim] f32
                     int32_t head_dim,
                     float* prepared);  // [head_dim] f32; opaque
-  void (*enter)(int32_t num_rows);     // before a thread's first tile; nullable
-  void (*leave)();                     // after its last; nullable
-  // Queries of a list once more, in another order; nullable.
-  void (*pair_q)(int32_t num_rows, int32_t head_dim,
-                 const float* prepared,  // [num_rows, head_dim] f32; as prepare_q wrote it
-                 uint32_t* paired);      // [kPairedWords] u32; opaque
   void (*start)(int32_t num_rows, int32_t head_dim, const Partial& partial);
   void (*add_tile)(const Tile& tile, const Partial& partial);
   void (*finish_row)(const FinishRow& row);
+  // Where an implementation needs them: before a thread's first tile, after its last, and a list's queries once more in another order.
+  void (*enter)(int32_t num_rows) = nullptr;
+  void (*leave)() = nullptr;
+  void (*pair_q)(int32_t num_rows, int32_t head_dim,
+                 const float* prepared,        // [num_rows, head_dim] f32; as prepare_q wrote it
+                 uint32_t* paired) = nullptr;  // [kPairedWords] u32; opaque
 };
 
 // Compiled targets, best first; what this machine supports is another matter (hwy::SupportedTargets).

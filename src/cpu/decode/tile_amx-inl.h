@@ -42,7 +42,7 @@ static_assert(sizeof(AmxShapes) == 64);
 // GCC's tile loads do not say that they read memory.
 HWY_INLINE void settle_memory() { asm volatile("" ::: "memory"); }
 
-// Fetches the next tile's rows into the L2 cache, a few lines at a time between the steps of this one. Each line holds one of a core's 16 or
+// Fetches the next tile's rows into the L2 cache in the order of fetch_lines, a few lines at a time between the steps of this one. Each line holds one of a core's 16 or
 // so places for misses until memory answers, and what the present tile loads from the L2 cache needs one too: a burst of 16 stops it.
 class Fetcher {
  public:
@@ -208,6 +208,7 @@ void add_amx(const Tile& tile, const Partial& partial) {
   alignas(64) float rescale[4 * kAmxRows];             // [num_rows, 4] f32
   QuadTokens tokens;
   load_tokens_of(tile, partial.spread != nullptr, tokens);
+  const bool with_spread = tile.with_variance && partial.spread != nullptr;
   Fetcher fetcher(tile);
   score_amx(tile, fetcher, by_token);
   pair_values(tile, fetcher, values);
@@ -232,16 +233,16 @@ void add_amx(const Tile& tile, const Partial& partial) {
     fetcher.next(16);
     if (tile.with_variance) {
       vary_quad(tile, tokens, scores, pairs, stats);
-      store_weight_rows(pairs, tile.num_tokens, spread_weights + row * 16);
+      if (with_spread) store_weight_rows(pairs, tile.num_tokens, spread_weights + row * 16);
     }
     _mm512_storeu_ps(row_stats, stats);
   }
   value_amx(tile, fetcher, values, weights, rescale, partial.sum);
-  if (tile.with_variance && partial.spread != nullptr) {
+  if (with_spread) {
     for (int32_t i = 0; i < 4 * tile.num_rows; ++i) rescale[i] *= rescale[i];
     value_amx(tile, fetcher, values, spread_weights, rescale, partial.spread);
   }
-  fetcher.next(4 * kTileTokens * 8);  // what is left
+  fetcher.next(std::numeric_limits<int32_t>::max());  // what is left
 }
 
 // Before and after a thread's tiles.
