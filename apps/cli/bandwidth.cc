@@ -21,7 +21,7 @@ int64_t eviction_bytes() {
 }
 
 double measure_read_bandwidth() {
-  const int64_t num_words = eviction_bytes() / 8;
+  const int64_t num_words = std::max(int64_t{512} << 20, eviction_bytes()) / 8;
   std::vector<uint64_t> buffer(static_cast<size_t>(num_words), 1);
   double best = 0.0;
   uint64_t total = 0;

@@ -228,7 +228,6 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
   check_shape(description);
   const double row_bytes = 2.0 * description.head_dim * static_cast<double>(size_of(description.kv_dtype));
   const double dense_bytes = row_bytes * description.num_kv_heads * description.kv_len * description.batch;
-  const int64_t evicted = eviction_bytes();  // by a read of as many before every timed call
   const auto num_layers = static_cast<int32_t>(
       std::clamp(std::ceil(static_cast<double>(kCacheBytes) / dense_bytes), static_cast<double>(kMinLayers), 16.0));
 
@@ -239,7 +238,7 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
       unwrap(DecodePlan::make(DecodeOp::sparse, Device{}, problem_of(description, description.q_dtype, description.batch)),
              ExitCode::usage);
   const Workspace workspace(std::max(dense.workspace_bytes(), sparse.workspace_bytes()));
-  StreamBuffer stream(evicted);
+  StreamBuffer stream(eviction_bytes());  // read before every timed call
   BenchCache cache(description, num_layers);
   const std::vector<IndexSet> indices = draw_indices(description, num_layers);
   std::vector<std::unique_ptr<PolicyArm>> policy_arms;
