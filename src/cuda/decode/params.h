@@ -39,9 +39,9 @@ struct Cut {
   // lists, there are warps enough with leaves of two.
   RAREFY_HOST_DEVICE constexpr Cut(int32_t n, int32_t num_lists) {
     const uint32_t steps = n > kStepTokens ? static_cast<uint32_t>(n - 1) / kStepTokens + 1 : 1;
-    const uint32_t leaf_steps = num_lists < kManyLists ? 1 : 2;  // at least, but for the last one
+    const uint32_t leaf_steps = num_lists < kManyLists ? 1 : 2;  // about, at least
     uint32_t chosen = n <= 4096 ? kFewPairs : n <= 32768 ? 2 * kFewPairs : kMaxPairs;
-    while (chosen > 1 && (chosen - 1) * kPairLeaves * leaf_steps >= steps) chosen /= 2;  // no pair is empty
+    while (chosen > 1 && (chosen - 1) * kPairLeaves * leaf_steps >= steps) chosen /= 2;  // no pair is empty; the last leaf may be
     pairs = static_cast<int32_t>(chosen);
     short_leaf = static_cast<int32_t>(steps / (chosen * kPairLeaves));
     long_leaves = static_cast<int32_t>(steps % (chosen * kPairLeaves));
