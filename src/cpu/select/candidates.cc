@@ -8,6 +8,7 @@
 #define HWY_TARGET_INCLUDE "cpu/select/candidates.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
+#include "cpu/simd/compress-inl.h"
 #include "cpu/simd/exp-inl.h"
 #include "cpu/simd/larger-inl.h"
 #include "hwy/contrib/math/math-inl.h"
@@ -77,9 +78,10 @@ HWY_INLINE hn::Mask<F32> is_candidate(const FilterVectors& constants, ListKey ke
 HWY_INLINE int32_t emit(hn::Mask<F32> chosen, hn::Vec<I32> tokens, F32Vec score, int32_t* token_ids, float* kept_scores) {
   const F32 df;
   const I32 di;
-  hn::StoreU(hn::Compress(tokens, hn::RebindMask(di, chosen)), di, token_ids);
-  hn::StoreU(hn::Compress(score, chosen), df, kept_scores);
-  return static_cast<int32_t>(hn::CountTrue(df, chosen));
+  const Compressor compressor(df, chosen);
+  hn::StoreU(compressor.apply(di, tokens), di, token_ids);
+  hn::StoreU(compressor.apply(df, score), df, kept_scores);
+  return compressor.count();
 }
 
 template <bool kWithFloor>
@@ -325,8 +327,9 @@ HWY_INLINE bool narrow(float* values, int32_t& count, int32_t& n) {
     const auto valid = hn::FirstN(df, static_cast<size_t>(count - i));
     const auto value = hn::LoadU(df, values + i);
     const auto chosen = hn::And(valid, hn::And(hn::Le(value, vhigh), hn::Ge(value, vlow)));
-    hn::StoreU(hn::Compress(value, chosen), df, values + kept);
-    kept += static_cast<int32_t>(hn::CountTrue(df, chosen));
+    const Compressor compressor(df, chosen);
+    hn::StoreU(compressor.apply(df, value), df, values + kept);
+    kept += compressor.count();
   }
   count = kept;
   n -= above;
@@ -356,8 +359,9 @@ float nth_largest_simd(float* values, int32_t count, int32_t n) {
       const auto value = hn::LoadU(df, values + i);
       const auto greater = hn::Gt(value, cut);
       const auto chosen = hn::And(valid, keep_above ? greater : hn::Not(greater));
-      hn::StoreU(hn::Compress(value, chosen), df, values + kept);
-      kept += static_cast<int32_t>(hn::CountTrue(df, chosen));
+      const Compressor compressor(df, chosen);
+      hn::StoreU(compressor.apply(df, value), df, values + kept);
+      kept += compressor.count();
     }
     count = kept;
     if (keep_above) {
@@ -408,9 +412,10 @@ int32_t take_above_simd(const int32_t* token_ids, const float* scores, const flo
   for (; i + lanes <= count; i += lanes) {
     const auto chosen = hn::Gt(hn::LoadU(df, keys + i), vtau);
     const auto weight = hn::Max(hn::Sub(vtau, hn::LoadU(df, scores + i)), hn::Zero(df));
-    hn::StoreU(hn::Compress(hn::LoadU(di, token_ids + i), hn::RebindMask(di, chosen)), di, out_ids + taken);
-    hn::StoreU(hn::Compress(weight, chosen), df, out_weights + taken);
-    taken += static_cast<int32_t>(hn::CountTrue(df, chosen));
+    const Compressor compressor(df, chosen);
+    hn::StoreU(compressor.apply(di, hn::LoadU(di, token_ids + i)), di, out_ids + taken);
+    hn::StoreU(compressor.apply(df, weight), df, out_weights + taken);
+    taken += compressor.count();
   }
   for (; i < count; ++i) {
     if (!(keys[i] > tau)) continue;
