@@ -4,7 +4,7 @@
 
 #include "kv/kv_pool.h"
 #include "kv/page_run.h"
-#include "kv/round_rows.h"
+#include "core/round_rows.h"
 
 namespace rarefy {
 namespace {

@@ -9,7 +9,7 @@
 #include <set>
 #include <thread>
 
-#include "kv/round_rows.h"
+#include "core/round_rows.h"
 #include "rarefy/kv/kv_cache.h"
 
 namespace rarefy {

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "core/round_rows.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/prefill/block.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -251,7 +253,8 @@ void run_typed_block(const PrefillBlock& block) {
     }
     if (i < dim) hn::StoreU(hn::Mul(inverse, hn::Load(d, from + i)), d, to + i);
     if (problem.out_dtype != DType::f32) {
-      for (i = 0; i < dim; ++i) store_from_float(args.out, problem.out_dtype, first + i, plain[i]);
+      round_row(plain, dim, problem.out_dtype,
+                static_cast<char*>(args.out) + first * static_cast<int64_t>(size_of(problem.out_dtype)));
     }
     if (args.lse != nullptr) args.lse[row_index(row)] = maxima[row] * kLn2 + std::log(denominator);
   }

@@ -1,4 +1,4 @@
-#include "kv/round_rows.h"
+#include "core/round_rows.h"
 
 #include <bit>
 #include <cstring>

@@ -1,4 +1,4 @@
-// Rounding of f32 to what the cache stores, to nearest, ties to even; the same bits as to_bfloat16 and to_float16, in loops
+// Rounding of f32 rows to the types of caches and outputs, to nearest, ties to even; the same bits as to_bfloat16 and to_float16, in loops
 // that compilers vectorise.
 #pragma once
 
