@@ -330,6 +330,7 @@ class CpuDecode final : public DecodeKernel {
     if (next != nullptr) {
       tile.next_keys = next->keys;
       tile.next_values = next->values;
+      tile.next_row_stride = next->row_stride;
       tile.next_scattered = next->list.token_ids != nullptr;
     }
     tile.log_weight = work.list.log_weight != nullptr ? work.list.log_weight + work.first : nullptr;

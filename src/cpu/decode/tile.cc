@@ -1,8 +1,10 @@
 #include "cpu/decode/tile.h"
 
+#include "core/round_rows.h"
 #include "cpu/decode/amx.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -21,77 +23,156 @@ HWY_BEFORE_NAMESPACE();
 namespace rarefy::cpu {
 namespace HWY_NAMESPACE {
 
-// Query rows that share one load of a key or value vector: 4 x 4 sums take half of the 32 registers of AVX-512 and NEON.
-constexpr int32_t kRowBlock = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON ? 4 : 2;
+// Query rows that share one load of a key or value vector, and how many tokens' scores or vectors of values a row sums at a time:
+// 4 x 4 sums take half of the 32 registers of AVX-512 and NEON, 4 x 2 half of 16.
+constexpr int32_t kRowBlock = 4;
+constexpr int32_t kSumsOfRow = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON ? 4 : 2;
 constexpr float kNegInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kLn2 = 0.693147181f;
 
-// scores [kRows, kTileTokens] f32 of query rows q [kRows, head_dim] f32, in the columns of 4 tokens, whose keys [4] pointers are.
-template <class Rows, int32_t kRows>
-HWY_INLINE void score_block(const float* HWY_RESTRICT q, int32_t head_dim, const void* const* keys,
-                            float* HWY_RESTRICT scores) {
+// How the next tile's rows are fetched into the L2 cache while this one is attended to, a line or two at a time: in bursts, as fetch_lines() does
+// it, they fill the queue of cache misses, and memory idles in between (dense decode on two cores of a Zen 3: 7.1 ms, by and by 5.9).
+enum class Fetch {
+  none,
+  run,   // rows that follow one another in memory, from end to end, as the hardware's prefetchers like it
+  turns  // rows here and there, a line of each in turns: neighbouring lines look like a stream, and what lies behind the row would come too
+};
+
+// Keeps a vector that several products use in a register: GCC would load it for each of them, and loads become the limit.
+HWY_INLINE VF keep_loaded(VF v) {
+#if HWY_ARCH_X86
+  asm("" : "+v"(v.raw));
+#endif
+  return v;
+}
+
+// Adds up products of query rows q [kRows, head_dim] f32 with kTokens rows of keys. Fetches as many rows from `next` on.
+template <class Rows, int32_t kRows, int32_t kTokens, Fetch kFetch>
+HWY_INLINE void dot_block(const float* HWY_RESTRICT q, int32_t head_dim,
+                          const void* const* keys,  // [kTokens] pointers to [head_dim] elements
+                          const void* const* next,  // [kTokens] pointers, likewise
+                          VF (&sum)[kRows][kTokens]) {
   using Element = typename Rows::Element;
-  VF sum[kRows][4];
   for (auto& row : sum) {
     for (auto& v : row) v = hn::Zero(F32());
   }
+  constexpr int64_t kStepBytes = 2 * kLanes * sizeof(Element);  // of each row
+  const char* run = kFetch == Fetch::run ? static_cast<const char*>(next[0]) : nullptr;
   int32_t d = 0;
   for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
-    VF first[4], second[4];
-    for (int32_t t = 0; t < 4; ++t) Rows::pair(static_cast<const Element*>(keys[t]) + d, first[t], second[t]);
-    for (int32_t r = 0; r < kRows; ++r) {
-      const auto q_first = hn::Load(F32(), q + r * head_dim + d);
-      const auto q_second = hn::Load(F32(), q + r * head_dim + d + kLanes);
-      for (int32_t t = 0; t < 4; ++t) {
-        sum[r][t] = hn::MulAdd(q_first, first[t], sum[r][t]);
-        sum[r][t] = hn::MulAdd(q_second, second[t], sum[r][t]);
+    if constexpr (kFetch == Fetch::run) {
+      if (kTokens * kStepBytes >= kLineBytes || d * static_cast<int64_t>(kTokens * sizeof(Element)) % kLineBytes == 0) {
+        for (int64_t byte = 0; byte < kTokens * kStepBytes; byte += kLineBytes, run += kLineBytes)
+          __builtin_prefetch(run, 0, 2);
       }
+    } else if constexpr (kFetch == Fetch::turns) {
+      const int64_t begin = d * static_cast<int64_t>(sizeof(Element));
+      for (int64_t byte = begin; byte % kLineBytes == 0 && byte < begin + kStepBytes; byte += kLineBytes) {
+        for (int32_t t = 0; t < kTokens; ++t) __builtin_prefetch(static_cast<const char*>(next[t]) + byte, 0, 2);
+      }
+    }
+    VF first[kTokens], second[kTokens];
+    for (int32_t t = 0; t < kTokens; ++t) Rows::pair(static_cast<const Element*>(keys[t]) + d, first[t], second[t]);
+    for (int32_t r = 0; r < kRows; ++r) {
+      const auto q_first = keep_loaded(hn::Load(F32(), q + r * head_dim + d));
+      for (int32_t t = 0; t < kTokens; ++t) sum[r][t] = hn::MulAdd(q_first, first[t], sum[r][t]);
+      const auto q_second = keep_loaded(hn::Load(F32(), q + r * head_dim + d + kLanes));
+      for (int32_t t = 0; t < kTokens; ++t) sum[r][t] = hn::MulAdd(q_second, second[t], sum[r][t]);
     }
   }
   if (d < head_dim) {
-    for (int32_t t = 0; t < 4; ++t) {
+    for (int32_t t = 0; t < kTokens; ++t) {
       const auto key = Rows::one(static_cast<const Element*>(keys[t]) + d);
       for (int32_t r = 0; r < kRows; ++r) sum[r][t] = hn::MulAdd(hn::Load(F32(), q + r * head_dim + d), key, sum[r][t]);
     }
   }
+}
+
+// scores [kRows, kTileTokens] f32 of query rows q [kRows, head_dim] f32, in the columns of four tokens.
+template <class Rows, int32_t kRows, Fetch kFetch>
+HWY_INLINE void score_block(const float* HWY_RESTRICT q, int32_t head_dim,
+                            const void* const* keys,  // [4] pointers to [head_dim] elements
+                            const void* const* next,  // [4] pointers, likewise; to fetch
+                            float* HWY_RESTRICT scores) {
+  VF pairs[2][kRows];  // sums of two tokens
+  for (int32_t first = 0; first < 4; first += kSumsOfRow) {
+    VF sum[kRows][kSumsOfRow];
+    dot_block<Rows, kRows, kSumsOfRow, kFetch>(q, head_dim, keys + first, next + first, sum);
+    for (int32_t r = 0; r < kRows; ++r) {
+      for (int32_t t = 0; t < kSumsOfRow; t += 2) pairs[(first + t) / 2][r] = sum2(sum[r][t], sum[r][t + 1]);
+    }
+  }
   for (int32_t r = 0; r < kRows; ++r) {
-    hn::StoreU(sum4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), F32x4(), scores + r * kTileTokens);
+    hn::StoreU(sum4_of_pairs(pairs[0][r], pairs[1][r]), F32x4(), scores + r * kTileTokens);
+  }
+}
+
+template <class Rows, Fetch kFetch>
+HWY_INLINE void score_tile_and_fetch(const Tile& tile, float* HWY_RESTRICT scores) {
+  const int32_t head_dim = tile.head_dim;
+  for (int32_t t = 0; t < tile.num_tokens; t += 4) {
+    const void* const* keys = tile.keys + t;
+    const float* q = tile.q;  // [rows left, head_dim] f32
+    float* to = scores + t;   // [rows left, kTileTokens] f32
+    int32_t left = tile.num_rows;
+    const auto advance = [&](int32_t rows) { q += rows * head_dim, to += rows * kTileTokens, left -= rows; };
+    if constexpr (kFetch != Fetch::none) {
+      score_block<Rows, kRowBlock, kFetch>(q, head_dim, keys, tile.next_keys + t, to);
+      advance(kRowBlock);
+    }
+    for (; left >= kRowBlock; advance(kRowBlock)) score_block<Rows, kRowBlock, Fetch::none>(q, head_dim, keys, keys, to);
+    for (; left >= 2; advance(2)) score_block<Rows, 2, Fetch::none>(q, head_dim, keys, keys, to);
+    if (left > 0) score_block<Rows, 1, Fetch::none>(q, head_dim, keys, keys, to);
+  }
+}
+
+// How the kernels of this file fetch the next tile. A short tile, few rows of queries or rows of keys that are not made of whole lines leave
+// no place for it: then all is fetched at once.
+template <class Rows>
+Fetch fetch_of(const Tile& tile) {
+  const int64_t row_bytes = tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element));
+  const bool in_steps = tile.num_tokens == kTileTokens && tile.num_rows >= kRowBlock && row_bytes % kLineBytes == 0;
+  if (tile.next_keys == nullptr || !in_steps) return Fetch::none;
+  return tile.next_row_stride == row_bytes ? Fetch::run : Fetch::turns;
+}
+
+// Where fetch_of() found no place: everything at once.
+template <class Rows>
+void fetch_at_once(const Tile& tile) {
+  if (tile.next_keys == nullptr) return;
+  const int32_t lines = num_cache_lines(tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element)));
+  for (const auto* rows : {tile.next_keys, tile.next_values}) {
+    for (int32_t step = 0; step < kFetchSteps; ++step) fetch_lines(rows, tile.next_scattered, step, 0, lines);
   }
 }
 
 template <class Rows>
 void score_tile(const Tile& tile, float* HWY_RESTRICT scores) {
-  const int32_t lines = num_cache_lines(tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element)));
-  for (int32_t t = 0; t < tile.num_tokens; t += 4) {
-    // The last step of a short tile fetches what is left of the next tile.
-    const int32_t end_step = t + 4 < tile.num_tokens ? t / 4 + 1 : kFetchSteps;
-    for (int32_t step = t / 4; tile.next_keys != nullptr && step < end_step; ++step) {
-      fetch_lines(tile.next_keys, tile.next_scattered, step, 0, lines);
-      fetch_lines(tile.next_values, tile.next_scattered, step, 0, lines);
-    }
-    int32_t r = 0;
-    for (; r + kRowBlock <= tile.num_rows; r += kRowBlock) {
-      score_block<Rows, kRowBlock>(tile.q + r * tile.head_dim, tile.head_dim, tile.keys + t, scores + r * kTileTokens + t);
-    }
-    if constexpr (kRowBlock == 4) {
-      if (r + 2 <= tile.num_rows) {
-        score_block<Rows, 2>(tile.q + r * tile.head_dim, tile.head_dim, tile.keys + t, scores + r * kTileTokens + t);
-        r += 2;
-      }
-    }
-    if (r < tile.num_rows) {
-      score_block<Rows, 1>(tile.q + r * tile.head_dim, tile.head_dim, tile.keys + t, scores + r * kTileTokens + t);
-    }
+  switch (fetch_of<Rows>(tile)) {
+    case Fetch::none: fetch_at_once<Rows>(tile); return score_tile_and_fetch<Rows, Fetch::none>(tile, scores);
+    case Fetch::run: return score_tile_and_fetch<Rows, Fetch::run>(tile, scores);
+    case Fetch::turns: return score_tile_and_fetch<Rows, Fetch::turns>(tile, scores);
   }
 }
 
-// sums[r][d ..] = sums[r][d ..] * rescale[r] + sum_t weights[r][t] * values[t][d ..] for kVectors vectors of elements:
-// weights [kRows, kTileTokens] f32, rescale [kRows] f32, sums [kRows, head_dim] f32.
-template <class Rows, int32_t kRows, int32_t kVectors>
-HWY_INLINE void value_block(const void* const* values, int32_t num_tokens, int32_t d, int32_t head_dim,
-                            const float* HWY_RESTRICT weights, const float* HWY_RESTRICT rescale,
-                            float* HWY_RESTRICT sums) {
+// Where the weight of a query row and token is.
+struct ByRow {  // [num_rows, kTileTokens]
+  static constexpr int32_t at(int32_t row, int32_t token) { return row * kTileTokens + token; }
+};
+struct ByToken {  // [kTileTokens, 4]
+  static constexpr int32_t at(int32_t row, int32_t token) { return token * 4 + row; }
+};
+
+// sums[r][d ..] = sums[r][d ..] * rescale[r] + sum_t weights[r][t] * values[t][d ..] for kVectors vectors of elements.
+// Fetches the same part of the next tile's values.
+template <class Rows, class Weights, int32_t kRows, int32_t kVectors, Fetch kFetch>
+HWY_INLINE void value_block(const Tile& tile, int32_t d,
+                            const float* HWY_RESTRICT weights,  // [kRows, kTileTokens] f32, as Weights::at says
+                            const float* HWY_RESTRICT rescale,  // [kRows] f32
+                            float* HWY_RESTRICT sums) {         // [kRows, head_dim] f32
   using Element = typename Rows::Element;
+  constexpr int64_t kBytes = kVectors * kLanes * sizeof(Element);  // of each row
+  const int32_t head_dim = tile.head_dim;
   VF sum[kRows][kVectors];
   for (int32_t r = 0; r < kRows; ++r) {
     const auto factor = hn::Set(F32(), rescale[r]);
@@ -99,8 +180,16 @@ HWY_INLINE void value_block(const void* const* values, int32_t num_tokens, int32
       sum[r][i] = hn::Mul(factor, hn::Load(F32(), sums + r * head_dim + d + i * kLanes));
     }
   }
-  for (int32_t t = 0; t < num_tokens; ++t) {
-    const Element* HWY_RESTRICT row = static_cast<const Element*>(values[t]) + d;
+  const int64_t first_byte = d * static_cast<int64_t>(sizeof(Element));
+  const char* run =
+      kFetch == Fetch::run ? static_cast<const char*>(tile.next_values[0]) + first_byte * kTileTokens : nullptr;
+  for (int32_t t = 0; t < tile.num_tokens; ++t) {
+    for (int64_t byte = 0; kFetch != Fetch::none && byte < kBytes; byte += kLineBytes) {
+      const char* turn = kFetch == Fetch::turns ? static_cast<const char*>(tile.next_values[t]) + first_byte + byte : run;
+      __builtin_prefetch(turn, 0, 2);
+      run += kLineBytes;
+    }
+    const Element* HWY_RESTRICT row = static_cast<const Element*>(tile.values[t]) + d;
     VF value[kVectors];
     if constexpr (kVectors == 1) {
       value[0] = Rows::one(row);
@@ -108,7 +197,7 @@ HWY_INLINE void value_block(const void* const* values, int32_t num_tokens, int32
       for (int32_t i = 0; i < kVectors; i += 2) Rows::pair(row + i * kLanes, value[i], value[i + 1]);
     }
     for (int32_t r = 0; r < kRows; ++r) {
-      const auto weight = hn::Set(F32(), weights[r * kTileTokens + t]);
+      const auto weight = hn::Set(F32(), weights[Weights::at(r, t)]);
       for (int32_t i = 0; i < kVectors; ++i) sum[r][i] = hn::MulAdd(weight, value[i], sum[r][i]);
     }
   }
@@ -117,32 +206,54 @@ HWY_INLINE void value_block(const void* const* values, int32_t num_tokens, int32
   }
 }
 
-template <class Rows, int32_t kRows>
-HWY_INLINE void value_rows(const Tile& tile, const float* weights, const float* rescale, float* sums) {
+template <class Rows, class Weights, int32_t kRows, Fetch kFetch>
+HWY_INLINE void value_rows(const Tile& tile,
+                           const float* weights,  // [kRows, kTileTokens] f32, as Weights::at says
+                           const float* rescale,  // [kRows] f32
+                           float* sums) {         // [kRows, head_dim] f32
   int32_t d = 0;
-  for (; d + 4 * kLanes <= tile.head_dim; d += 4 * kLanes) {
-    value_block<Rows, kRows, 4>(tile.values, tile.num_tokens, d, tile.head_dim, weights, rescale, sums);
-  }
-  for (; d + 2 * kLanes <= tile.head_dim; d += 2 * kLanes) {
-    value_block<Rows, kRows, 2>(tile.values, tile.num_tokens, d, tile.head_dim, weights, rescale, sums);
-  }
-  if (d < tile.head_dim)
-    value_block<Rows, kRows, 1>(tile.values, tile.num_tokens, d, tile.head_dim, weights, rescale, sums);
-}
-
-template <class Rows>
-void value_tile(const Tile& tile, const float* weights, const float* rescale, float* sums) {
-  int32_t r = 0;
-  for (; r + kRowBlock <= tile.num_rows; r += kRowBlock) {
-    value_rows<Rows, kRowBlock>(tile, weights + r * kTileTokens, rescale + r, sums + r * tile.head_dim);
-  }
-  if constexpr (kRowBlock == 4) {
-    if (r + 2 <= tile.num_rows) {
-      value_rows<Rows, 2>(tile, weights + r * kTileTokens, rescale + r, sums + r * tile.head_dim);
-      r += 2;
+  for (; d + kSumsOfRow * kLanes <= tile.head_dim; d += kSumsOfRow * kLanes) {
+    const bool starts_line = d * sizeof(typename Rows::Element) % kLineBytes == 0;
+    if (kFetch != Fetch::none && starts_line) {
+      value_block<Rows, Weights, kRows, kSumsOfRow, kFetch>(tile, d, weights, rescale, sums);
+    } else {
+      value_block<Rows, Weights, kRows, kSumsOfRow, Fetch::none>(tile, d, weights, rescale, sums);
     }
   }
-  if (r < tile.num_rows) value_rows<Rows, 1>(tile, weights + r * kTileTokens, rescale + r, sums + r * tile.head_dim);
+  for (; d + 2 * kLanes <= tile.head_dim; d += 2 * kLanes) {
+    value_block<Rows, Weights, kRows, 2, Fetch::none>(tile, d, weights, rescale, sums);
+  }
+  if (d < tile.head_dim) value_block<Rows, Weights, kRows, 1, Fetch::none>(tile, d, weights, rescale, sums);
+}
+
+template <class Rows, class Weights>
+HWY_INLINE void value_row_block(const Tile& tile, Fetch fetch,
+                                const float* weights,  // [kRowBlock, kTileTokens] f32, as Weights::at says
+                                const float* rescale,  // [kRowBlock] f32
+                                float* sums) {         // [kRowBlock, head_dim] f32
+  switch (fetch) {
+    case Fetch::none: return value_rows<Rows, Weights, kRowBlock, Fetch::none>(tile, weights, rescale, sums);
+    case Fetch::run: return value_rows<Rows, Weights, kRowBlock, Fetch::run>(tile, weights, rescale, sums);
+    case Fetch::turns: return value_rows<Rows, Weights, kRowBlock, Fetch::turns>(tile, weights, rescale, sums);
+  }
+}
+
+// With `fetch` the next tile's values are fetched.
+template <class Rows>
+void value_tile(const Tile& tile,
+                const float* weights,  // [num_rows, kTileTokens] f32
+                const float* rescale,  // [num_rows] f32
+                float* sums,           // [num_rows, head_dim] f32
+                bool fetch) {
+  int32_t left = tile.num_rows;
+  const auto advance = [&](int32_t rows) {
+    weights += rows * kTileTokens, rescale += rows, sums += rows * tile.head_dim, left -= rows;
+  };
+  for (Fetch how = fetch ? fetch_of<Rows>(tile) : Fetch::none; left >= kRowBlock; how = Fetch::none, advance(kRowBlock)) {
+    value_row_block<Rows, ByRow>(tile, how, weights, rescale, sums);
+  }
+  for (; left >= 2; advance(2)) value_rows<Rows, ByRow, 2, Fetch::none>(tile, weights, rescale, sums);
+  if (left > 0) value_rows<Rows, ByRow, 1, Fetch::none>(tile, weights, rescale, sums);
 }
 
 // |v|^2 of every token: norms [kTileTokens] f32.
@@ -220,18 +331,18 @@ void add_typed_tile(const Tile& tile, const Partial& partial) {
   const F32 d;
   HWY_ALIGN float scores[kMaxTileRows * kTileTokens];  // [num_rows, kTileTokens] f32
   HWY_ALIGN float rescale[kMaxTileRows];               // [num_rows] f32
-  HWY_ALIGN float log_weight[kTileTokens] = {};        // [kTileTokens] f32
-  HWY_ALIGN float log2_weight[kTileTokens] = {};       // [kTileTokens] f32
+  HWY_ALIGN float log_weight[kTileTokens];             // [kTileTokens] f32; with log weights, 0 past the end
+  HWY_ALIGN float log2_weight[kTileTokens];            // [kTileTokens] f32; likewise
   if (tile.log_weight != nullptr) {
-    for (int32_t t = 0; t < tile.num_tokens; ++t) log_weight[t] = tile.log_weight[t];
-    for (int32_t t = 0; t < tile.num_tokens; ++t) log2_weight[t] = tile.log_weight[t] * kLog2E;
+    for (int32_t t = 0; t < kTileTokens; ++t) log_weight[t] = t < tile.num_tokens ? tile.log_weight[t] : 0.0f;
+    for (int32_t t = 0; t < kTileTokens; ++t) log2_weight[t] = log_weight[t] * kLog2E;
   }
   score_tile<Rows>(tile, scores);
   const float* weights = tile.log_weight != nullptr ? log2_weight : nullptr;
   for (int32_t r = 0; r < tile.num_rows; ++r) {
     rescale[r] = soften<Rows>(tile, r, weights, scores + r * kTileTokens, partial.stats + r * kRowStats);
   }
-  value_tile<Rows>(tile, scores, rescale, partial.sum);
+  value_tile<Rows>(tile, scores, rescale, partial.sum, true);
   if (!tile.with_variance) return;
 
   HWY_ALIGN float norms[kTileTokens] = {};  // [kTileTokens] f32
@@ -254,8 +365,12 @@ void add_typed_tile(const Tile& tile, const Partial& partial) {
     stats[2] = stats[2] * rescale[r] + hn::GetLane(hn::SumOfLanes(d, sum));
     stats[3] = stats[3] * rescale[r] + hn::GetLane(hn::SumOfLanes(d, norm_sum));
   }
-  if (partial.spread != nullptr) value_tile<Rows>(tile, scores, rescale, partial.spread);
+  if (partial.spread != nullptr) value_tile<Rows>(tile, scores, rescale, partial.spread, false);
 }
+
+#if HWY_TARGET == HWY_AVX2
+#include "cpu/decode/tile_four-inl.h"
+#endif
 
 template <class Function>
 HWY_INLINE void with_rows(DType dtype, const Function& function) {
@@ -267,7 +382,14 @@ HWY_INLINE void with_rows(DType dtype, const Function& function) {
 }
 
 void add_tile(const Tile& tile, const Partial& partial) {
-  with_rows(tile.kv_dtype, [&](auto rows) HWY_ATTR { add_typed_tile<decltype(rows)>(tile, partial); });
+  with_rows(tile.kv_dtype, [&](auto rows) HWY_ATTR {
+#if HWY_TARGET == HWY_AVX2
+    if (tile.num_rows % 4 == 0 && tile.soft_cap == 0.0f && tile.last_visible == nullptr) {
+      return add_fours<decltype(rows)>(tile, partial);
+    }
+#endif
+    add_typed_tile<decltype(rows)>(tile, partial);
+  });
 }
 
 void start(int32_t num_rows, int32_t head_dim, const Partial& partial) {
@@ -351,12 +473,7 @@ void finish_typed_row(const FinishRow& row) {
     account(last, i);
     hn::Store(last, d, ordered + i);
   }
-  if (row.out_dtype == DType::f32) {
-    float* out = static_cast<float*>(row.out);
-    for (i = 0; i < row.head_dim; i += kLanes) hn::StoreU(hn::Load(d, ordered + i), d, out + i);
-  } else {
-    for (i = 0; i < row.head_dim; ++i) store_from_float(row.out, row.out_dtype, i, ordered[i]);
-  }
+  round_row(ordered, row.head_dim, row.out_dtype, row.out);
   if (row.lse != nullptr) *row.lse = maximum * kLn2 + std::log(denominator);
   if (row.rel_std != nullptr) *row.rel_std = std::sqrt(variance) / denominator;
   if (row.out_rel_std == nullptr) return;

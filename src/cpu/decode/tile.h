@@ -26,7 +26,8 @@ struct Partial {
 
 inline constexpr int32_t kPairedWords = 16 * 256;  // high and low parts of 16 rows of queries of 256 dims, two in a word
 inline constexpr int32_t kFetchSteps = kTileTokens / 4;
-inline int32_t num_cache_lines(int64_t bytes) { return static_cast<int32_t>((bytes + 63) / 64); }
+inline constexpr int64_t kLineBytes = 64;  // of a cache
+inline int32_t num_cache_lines(int64_t bytes) { return static_cast<int32_t>((bytes + kLineBytes - 1) / kLineBytes); }
 
 // Fetches cache lines [begin, end) of rows [4 step, 4 step + 4) of a tile into the L2 cache. (Not the L1 cache: it has room for one
 // tile only, and drops prefetches beyond its 20 or so outstanding misses.) Rows that follow one another are taken from end to end,
@@ -57,11 +58,12 @@ struct Tile {
   const void* const* values = nullptr;                 // [kTileTokens] pointers to rows; likewise
   const void* const* next_keys = nullptr;              // [kTileTokens] pointers; rows to prefetch, nullable
   const void* const* next_values = nullptr;            // [kTileTokens] pointers; with next_keys
-  int64_t row_stride = 0;                              // bytes from each of kTileTokens rows to the next; 0 = not the same
-  bool scattered = false, next_scattered = false;      // rows, of this tile and the next, lie here and there
-  const float* log_weight = nullptr;                   // [num_tokens] f32; nullable
-  const int32_t* token_ids = nullptr;                  // [num_tokens] i32; with last_visible
-  const int32_t* last_visible = nullptr;               // [num_rows] i32; largest token a row may see; nullable = all
+  // Bytes from each of kTileTokens rows to the next, of this tile and the next; 0 = not the same.
+  int64_t row_stride = 0, next_row_stride = 0;
+  bool scattered = false, next_scattered = false;  // rows, of this tile and the next, lie here and there
+  const float* log_weight = nullptr;               // [num_tokens] f32; nullable
+  const int32_t* token_ids = nullptr;              // [num_tokens] i32; with last_visible
+  const int32_t* last_visible = nullptr;           // [num_rows] i32; largest token a row may see; nullable = all
   float soft_cap = 0.0f;
   bool with_variance = false;  // keep the sums of w; of w v as well where Partial::spread is given
 };

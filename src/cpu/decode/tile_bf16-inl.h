@@ -158,7 +158,7 @@ HWY_INLINE void value_rows_bf16(const Tile& tile, const uint32_t* weights, const
 
 // The last token of an odd tile is paired with itself under weight 0, which soften gave to the entries past the end.
 template <>
-void value_tile<DotRows>(const Tile& tile, const float* weights, const float* rescale, float* sums) {
+void value_tile<DotRows>(const Tile& tile, const float* weights, const float* rescale, float* sums, bool fetch) {
   HWY_ALIGN uint32_t pairs[kMaxTileRows * kTileTokens / 2];  // [num_rows, kTileTokens / 2] bits; two bf16 each
   for (int32_t i = 0; i < tile.num_rows * kTileTokens; i += 16) {
     // The weights are bf16 already: this drops zeros.
@@ -166,7 +166,7 @@ void value_tile<DotRows>(const Tile& tile, const float* weights, const float* re
     _mm256_store_si256(reinterpret_cast<__m256i*>(pairs + i / 2), rounded);
   }
   int32_t r = 0;
-  const bool prefetch = tile.next_values != nullptr;
+  const bool prefetch = fetch && tile.next_values != nullptr;
   for (; r + 4 <= tile.num_rows; r += 4) {
     value_rows_bf16<4>(tile, pairs + r * (kTileTokens / 2), rescale + r, sums + r * tile.head_dim, prefetch && r == 0);
   }

@@ -82,15 +82,20 @@ HWY_INLINE hn::Vec<F32x4> sum4_blocks(D, hn::Vec<D> v) {
     return sum4_blocks(half, hn::Add(hn::UpperHalf(half, v), hn::LowerHalf(half, v)));
   }
 }
-HWY_INLINE hn::Vec<F32x4> sum4(VF a, VF b, VF c, VF e) {
+// Half-way there: pairs of lanes of a and b in turns.
+HWY_INLINE VF sum2(VF a, VF b) {
+  const F32 d;
+  return hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+}
+HWY_INLINE hn::Vec<F32x4> sum4_of_pairs(VF ab, VF ce) {
   const F32 d;
   const hn::Repartition<uint64_t, F32> d64;
-  const auto ab = hn::BitCast(d64, hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
-  const auto ce = hn::BitCast(d64, hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e)));
-  const auto low = hn::BitCast(d, hn::InterleaveLower(d64, ab, ce));
-  const auto high = hn::BitCast(d, hn::InterleaveUpper(d64, ab, ce));
+  const auto ab64 = hn::BitCast(d64, ab), ce64 = hn::BitCast(d64, ce);
+  const auto low = hn::BitCast(d, hn::InterleaveLower(d64, ab64, ce64));
+  const auto high = hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ce64));
   return sum4_blocks(d, hn::Add(low, high));
 }
+HWY_INLINE hn::Vec<F32x4> sum4(VF a, VF b, VF c, VF e) { return sum4_of_pairs(sum2(a, b), sum2(c, e)); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace rarefy::cpu

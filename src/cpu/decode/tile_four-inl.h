@@ -1,0 +1,145 @@
+// Four query rows at once (groups of 4, 8, 12, 16): the common case of decode. Scores are kept by token, [kTileTokens, 4], so that a vector
+// of eight holds those of two tokens and the four rows' maxima and sums need one exchange between its halves, where one row at a time needs
+// three for each. Included by tile.cc for AVX2 only, inside its namespace; tile_quad-inl.h does the same for AVX512_BF16.
+
+// What weights need to know of the tokens, four times each: [kTileTokens, 4] f32.
+struct TokenFours {
+  HWY_ALIGN float bias[4 * kTileTokens];     // log weight in units of ln 2, -inf past the end; where `biased`
+  HWY_ALIGN float sampled[4 * kTileTokens];  // 1 - inclusion probability; with_variance only
+  HWY_ALIGN float norms[4 * kTileTokens];    // |v|^2; with a spread only
+  bool biased = false;
+};
+
+HWY_INLINE VF swap_halves(VF v) { return hn::ConcatLowerUpper(F32(), v, v); }
+HWY_INLINE VF four_twice(const float* from) { return hn::LoadDup128(F32(), from); }  // from [4] f32
+HWY_INLINE void spread_to_fours(const float* HWY_RESTRICT from,                      // from [kTileTokens] f32
+                                float* HWY_RESTRICT to) {                            // to [kTileTokens, 4] f32
+  for (int32_t t = 0; t < kTileTokens; ++t) hn::Store(hn::Set(F32x4(), from[t]), F32x4(), to + 4 * t);
+}
+
+template <class Rows>
+void describe_tokens(const Tile& tile, bool with_norms, TokenFours& tokens) {
+  const F32 d;
+  tokens.biased = tile.log_weight != nullptr || tile.num_tokens < kTileTokens;
+  if (!tokens.biased) return;
+  HWY_ALIGN float bias[kTileTokens], sampled[kTileTokens];  // [kTileTokens] f32
+  for (int32_t t = 0; t < kTileTokens; ++t) {
+    const float log_weight = tile.log_weight != nullptr && t < tile.num_tokens ? tile.log_weight[t] : 0.0f;
+    sampled[t] = log_weight;
+    bias[t] = t < tile.num_tokens ? log_weight * kLog2E : kNegInfinity;
+  }
+  spread_to_fours(bias, tokens.bias);
+  if (!tile.with_variance) return;
+  for (int32_t t = 0; t < kTileTokens; t += kLanes) {
+    hn::Store(hn::Neg(hn::Expm1(d, hn::Neg(hn::Load(d, sampled + t)))), d, sampled + t);
+  }
+  spread_to_fours(sampled, tokens.sampled);
+  HWY_ALIGN float norms[kTileTokens] = {};  // [kTileTokens] f32
+  if (with_norms) norms_tile<Rows>(tile, norms);
+  spread_to_fours(norms, tokens.norms);
+}
+
+// scores [kTileTokens, 4] f32 of query rows q [4, head_dim] f32.
+template <class Rows, Fetch kFetch>
+HWY_INLINE void score_four(const Tile& tile, const float* HWY_RESTRICT q, float* HWY_RESTRICT scores) {
+  for (int32_t t = 0; t < tile.num_tokens; t += 2) {
+    VF sum[4][2];
+    const void* const* next = kFetch == Fetch::none ? tile.keys + t : tile.next_keys + t;
+    dot_block<Rows, 4, 2, kFetch>(q, tile.head_dim, tile.keys + t, next, sum);
+    for (int32_t i = 0; i < 2; ++i) {
+      hn::Store(sum4(sum[0][i], sum[1][i], sum[2][i], sum[3][i]), F32x4(), scores + 4 * (t + i));
+    }
+  }
+}
+
+// Scores to weights p, as soften() does for one row; `rescale` gets the factors for what was summed before.
+HWY_INLINE void soften_four(const Tile& tile, const TokenFours& tokens,
+                            float* HWY_RESTRICT scores,     // [kTileTokens, 4] f32
+                            float* HWY_RESTRICT stats,      // [4, kRowStats] f32
+                            float* HWY_RESTRICT rescale) {  // [4] f32
+  const F32 d;
+  const int32_t end = (tile.num_tokens + 1) / 2 * 2 * 4;
+  const auto scale = hn::Set(d, tile.scale * kLog2E);
+  const auto infinity = hn::Set(d, -kNegInfinity);
+  HWY_ALIGN float old_maxima[4], maxima[4], totals[4];
+  for (int32_t r = 0; r < 4; ++r) old_maxima[r] = stats[r * kRowStats];
+  const auto old_maximum = four_twice(old_maxima);
+  auto maximum = old_maximum;
+  for (int32_t i = 0; i < end; i += kLanes) {
+    auto s = hn::Mul(hn::Load(d, scores + i), scale);
+    if (tokens.biased) s = hn::Add(s, hn::Load(d, tokens.bias + i));
+    hn::Store(s, d, scores + i);
+    maximum = hn::Max(maximum, s);
+  }
+  maximum = hn::Max(maximum, swap_halves(maximum));
+  // Nothing but -inf so far: any finite reference turns it into weight 0.
+  const auto reference = hn::IfThenZeroElse(hn::Eq(maximum, hn::Neg(infinity)), maximum);
+  const auto factor = exp2_nonpositive(d, hn::Sub(old_maximum, reference));
+  auto total = hn::Zero(d);
+  for (int32_t i = 0; i < end; i += kLanes) {
+    const auto p = exp2_nonpositive(d, hn::Sub(hn::Load(d, scores + i), reference));
+    hn::Store(p, d, scores + i);
+    total = hn::Add(total, p);
+  }
+  total = hn::Add(total, swap_halves(total));
+  const hn::Half<F32> half;
+  hn::Store(hn::LowerHalf(half, maximum), half, maxima);
+  hn::Store(hn::LowerHalf(half, factor), half, rescale);
+  hn::Store(hn::LowerHalf(half, total), half, totals);
+  for (int32_t r = 0; r < 4; ++r) {
+    stats[r * kRowStats] = maxima[r];
+    stats[r * kRowStats + 1] = stats[r * kRowStats + 1] * rescale[r] + totals[r];
+  }
+}
+
+// Weights p to those of the variance, w = p^2 (1 - pi); rescale becomes its square.
+HWY_INLINE void vary_four(const Tile& tile, const TokenFours& tokens,
+                          float* HWY_RESTRICT weights,    // [kTileTokens, 4] f32
+                          float* HWY_RESTRICT stats,      // [4, kRowStats] f32
+                          float* HWY_RESTRICT rescale) {  // [4] f32
+  const F32 d;
+  auto sum = hn::Zero(d), norm_sum = hn::Zero(d);
+  for (int32_t i = 0; i < (tile.num_tokens + 1) / 2 * 2 * 4; i += kLanes) {
+    const auto p = hn::Load(d, weights + i);
+    const auto w = hn::Mul(hn::Mul(p, p), hn::Load(d, tokens.sampled + i));
+    hn::Store(w, d, weights + i);
+    sum = hn::Add(sum, w);
+    norm_sum = hn::MulAdd(w, hn::Load(d, tokens.norms + i), norm_sum);
+  }
+  HWY_ALIGN float sums[4], norm_sums[4];
+  const hn::Half<F32> half;
+  hn::Store(hn::LowerHalf(half, hn::Add(sum, swap_halves(sum))), half, sums);
+  hn::Store(hn::LowerHalf(half, hn::Add(norm_sum, swap_halves(norm_sum))), half, norm_sums);
+  for (int32_t r = 0; r < 4; ++r) {
+    rescale[r] *= rescale[r];
+    stats[r * kRowStats + 2] = stats[r * kRowStats + 2] * rescale[r] + sums[r];
+    stats[r * kRowStats + 3] = stats[r * kRowStats + 3] * rescale[r] + norm_sums[r];
+  }
+}
+
+template <class Rows>
+void add_fours(const Tile& tile, const Partial& partial) {
+  TokenFours tokens;
+  describe_tokens<Rows>(tile, partial.spread != nullptr, tokens);
+  Fetch fetch = fetch_of<Rows>(tile);
+  if (fetch == Fetch::none) fetch_at_once<Rows>(tile);
+  for (int32_t row = 0; row < tile.num_rows; row += 4, fetch = Fetch::none) {
+    HWY_ALIGN float weights[4 * kTileTokens];  // [kTileTokens, 4] f32; scores at first
+    HWY_ALIGN float rescale[4];                // [4] f32
+    const float* q = tile.q + row * tile.head_dim;
+    float* stats = partial.stats + row * kRowStats;
+    const int64_t first = int64_t{row} * tile.head_dim;
+    switch (fetch) {
+      case Fetch::none: score_four<Rows, Fetch::none>(tile, q, weights); break;
+      case Fetch::run: score_four<Rows, Fetch::run>(tile, q, weights); break;
+      case Fetch::turns: score_four<Rows, Fetch::turns>(tile, q, weights); break;
+    }
+    soften_four(tile, tokens, weights, stats, rescale);
+    value_row_block<Rows, ByToken>(tile, fetch, weights, rescale, partial.sum + first);
+    if (!tile.with_variance) continue;
+    vary_four(tile, tokens, weights, stats, rescale);
+    if (partial.spread != nullptr) {
+      value_row_block<Rows, ByToken>(tile, Fetch::none, weights, rescale, partial.spread + first);
+    }
+  }
+}
