@@ -180,15 +180,7 @@ HWY_INLINE void value_block(const Tile& tile, int32_t d,
       sum[r][i] = hn::Mul(factor, hn::Load(F32(), sums + r * head_dim + d + i * kLanes));
     }
   }
-  const int64_t first_byte = d * static_cast<int64_t>(sizeof(Element));
-  const char* run =
-      kFetch == Fetch::run ? static_cast<const char*>(tile.next_values[0]) + first_byte * kTileTokens : nullptr;
-  for (int32_t t = 0; t < tile.num_tokens; ++t) {
-    for (int64_t byte = 0; kFetch != Fetch::none && byte < kBytes; byte += kLineBytes) {
-      const char* turn = kFetch == Fetch::turns ? static_cast<const char*>(tile.next_values[t]) + first_byte + byte : run;
-      __builtin_prefetch(turn, 0, 2);
-      run += kLineBytes;
-    }
+  const auto add_token = [&](int32_t t) HWY_ATTR {
     const Element* HWY_RESTRICT row = static_cast<const Element*>(tile.values[t]) + d;
     VF value[kVectors];
     if constexpr (kVectors == 1) {
@@ -199,6 +191,22 @@ HWY_INLINE void value_block(const Tile& tile, int32_t d,
     for (int32_t r = 0; r < kRows; ++r) {
       const auto weight = hn::Set(F32(), weights[Weights::at(r, t)]);
       for (int32_t i = 0; i < kVectors; ++i) sum[r][i] = hn::MulAdd(weight, value[i], sum[r][i]);
+    }
+  };
+  if constexpr (kFetch == Fetch::none) {
+    for (int32_t t = 0; t < tile.num_tokens; ++t) add_token(t);
+  } else {
+    // A part of a row smaller than a line: a line for every so many tokens, of as many rows of the next tile.
+    constexpr int32_t kTokensOfLine = kBytes < kLineBytes ? static_cast<int32_t>(kLineBytes / kBytes) : 1;
+    const int64_t first_byte = d * static_cast<int64_t>(sizeof(Element)), line_byte = first_byte / kLineBytes * kLineBytes;
+    const auto* run = static_cast<const char*>(tile.next_values[0]) + first_byte * kTileTokens;
+    const void* const* turn = tile.next_values + (first_byte - line_byte) * kTileTokens / kLineBytes;
+    for (int32_t t = 0; t < kTileTokens; t += kTokensOfLine, ++turn) {
+      for (int64_t byte = 0; byte < kBytes; byte += kLineBytes, run += kLineBytes) {
+        __builtin_prefetch(kFetch == Fetch::run ? run : static_cast<const char*>(*turn) + line_byte + byte, 0, 2);
+      }
+#pragma GCC unroll 4
+      for (int32_t i = 0; i < kTokensOfLine; ++i) add_token(t + i);
     }
   }
   for (int32_t r = 0; r < kRows; ++r) {
@@ -213,12 +221,7 @@ HWY_INLINE void value_rows(const Tile& tile,
                            float* sums) {         // [kRows, head_dim] f32
   int32_t d = 0;
   for (; d + kSumsOfRow * kLanes <= tile.head_dim; d += kSumsOfRow * kLanes) {
-    const bool starts_line = d * sizeof(typename Rows::Element) % kLineBytes == 0;
-    if (kFetch != Fetch::none && starts_line) {
-      value_block<Rows, Weights, kRows, kSumsOfRow, kFetch>(tile, d, weights, rescale, sums);
-    } else {
-      value_block<Rows, Weights, kRows, kSumsOfRow, Fetch::none>(tile, d, weights, rescale, sums);
-    }
+    value_block<Rows, Weights, kRows, kSumsOfRow, kFetch>(tile, d, weights, rescale, sums);
   }
   for (; d + 2 * kLanes <= tile.head_dim; d += 2 * kLanes) {
     value_block<Rows, Weights, kRows, 2, Fetch::none>(tile, d, weights, rescale, sums);
