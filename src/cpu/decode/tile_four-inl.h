@@ -2,12 +2,20 @@
 // of eight holds those of two tokens and the four rows' maxima and sums need one exchange between its halves, where one row at a time needs
 // three for each. Included by tile.cc for AVX2 only, inside its namespace; tile_quad-inl.h does the same for AVX512_BF16.
 
-// What weights need to know of the tokens, four times each: [kTileTokens, 4] f32.
+// What weights need to know of the tokens, four times each.
 struct TokenFours {
-  HWY_ALIGN float bias[4 * kTileTokens];     // log weight in units of ln 2, -inf past the end; where `biased`
-  HWY_ALIGN float sampled[4 * kTileTokens];  // 1 - inclusion probability; with_variance only
-  HWY_ALIGN float norms[4 * kTileTokens];    // |v|^2; with a spread only
+  HWY_ALIGN float
+      bias[4 * kTileTokens];  // [kTileTokens, 4] f32; log weight in units of ln 2, -inf past the end; where `biased`
   bool biased = false;
+};
+
+// The tokens that were drawn, with an inclusion probability below 1, one after the other: the others, about half, add nothing to a variance.
+struct DrawnTokens {
+  int32_t count = 0;
+  int32_t number[kTileTokens];               // [count] i32; of the tile's tokens
+  const void* values[kTileTokens];           // [kTileTokens] pointers to rows; past `count` the last again
+  HWY_ALIGN float missing[4 * kTileTokens];  // [count, 4] f32; 1 - inclusion probability, 0 past the end
+  HWY_ALIGN float norms[4 * kTileTokens];    // [count, 4] f32; |v|^2; with a spread, else 0
 };
 
 HWY_INLINE VF swap_halves(VF v) { return hn::ConcatLowerUpper(F32(), v, v); }
@@ -18,29 +26,42 @@ HWY_INLINE void spread_to_fours(const float* HWY_RESTRICT from,                 
 }
 
 void describe_tokens(const Tile& tile, TokenFours& tokens) {
-  const F32 d;
   tokens.biased = tile.log_weight != nullptr || tile.num_tokens < kTileTokens;
   if (!tokens.biased) return;
-  HWY_ALIGN float bias[kTileTokens], sampled[kTileTokens];  // [kTileTokens] f32
+  HWY_ALIGN float bias[kTileTokens];  // [kTileTokens] f32
   for (int32_t t = 0; t < kTileTokens; ++t) {
-    const float log_weight = tile.log_weight != nullptr && t < tile.num_tokens ? tile.log_weight[t] : 0.0f;
-    sampled[t] = log_weight;
-    bias[t] = t < tile.num_tokens ? log_weight * kLog2E : kNegInfinity;
+    bias[t] = tile.log_weight != nullptr && t < tile.num_tokens ? tile.log_weight[t] * kLog2E : 0.0f;
+    if (t >= tile.num_tokens) bias[t] = kNegInfinity;
   }
   spread_to_fours(bias, tokens.bias);
-  if (!tile.with_variance) return;
-  for (int32_t t = 0; t < kTileTokens; t += kLanes) {
-    hn::Store(hn::Neg(hn::Expm1(d, hn::Neg(hn::Load(d, sampled + t)))), d, sampled + t);
-  }
-  spread_to_fours(sampled, tokens.sampled);
 }
 
-// Once the values are in the L1 cache: before, 30 of the 36 ns that a token's norm took were spent waiting for it.
+// Returns the tile of the drawn tokens' values. To be called when the tile's values are in the L1 cache: before, 30 of the 36 ns that a
+// token's norm took were spent waiting for it.
 template <class Rows>
-void measure_values(const Tile& tile, bool with_spread, TokenFours& tokens) {
-  HWY_ALIGN float norms[kTileTokens] = {};  // [kTileTokens] f32
-  if (with_spread) norms_tile<Rows>(tile, norms);
-  spread_to_fours(norms, tokens.norms);
+Tile find_drawn(const Tile& tile, bool with_spread, DrawnTokens& drawn) {
+  const F32 d;
+  HWY_ALIGN float log_weight[kTileTokens] = {}, missing[kTileTokens], norms[kTileTokens] = {};  // [kTileTokens] f32
+  for (int32_t t = 0; t < tile.num_tokens; ++t) {
+    drawn.number[drawn.count] = t;
+    drawn.values[drawn.count] = tile.values[t];
+    log_weight[drawn.count] = tile.log_weight[t];
+    drawn.count += tile.log_weight[t] != 0.0f ? 1 : 0;
+  }
+  for (int32_t t = drawn.count; t < kTileTokens; ++t) {
+    drawn.values[t] = drawn.values[std::max(drawn.count - 1, 0)];
+    log_weight[t] = 0.0f;
+  }
+  for (int32_t t = 0; t < kTileTokens; t += kLanes) {
+    hn::Store(hn::Neg(hn::Expm1(d, hn::Neg(hn::Load(d, log_weight + t)))), d, missing + t);
+  }
+  Tile result = tile;
+  result.values = drawn.values;
+  result.num_tokens = drawn.count;
+  if (with_spread) norms_tile<Rows>(result, norms);
+  spread_to_fours(missing, drawn.missing);
+  spread_to_fours(norms, drawn.norms);
+  return result;
 }
 
 // scores [kTileTokens, 4] f32 of query rows q [4, head_dim] f32.
@@ -96,21 +117,24 @@ HWY_INLINE void soften_four(const Tile& tile, const TokenFours& tokens,
   }
 }
 
-// Weights p to those of the variance, w = p^2 (1 - pi); rescale becomes its square.
-HWY_INLINE void vary_four(const Tile& tile, const TokenFours& tokens,
+// Weights p of all tokens to those of the drawn tokens in the variance, w = p^2 (1 - pi); rescale becomes its square.
+HWY_INLINE void vary_four(const DrawnTokens& drawn,
                           float* HWY_RESTRICT weights,    // [kTileTokens, 4] f32
                           float* HWY_RESTRICT stats,      // [4, kRowStats] f32
                           float* HWY_RESTRICT rescale) {  // [4] f32
   const F32 d;
+  const F32x4 d4;
+  // Downwards in memory: drawn.number[i] >= i.
+  for (int32_t i = 0; i < drawn.count; ++i) hn::Store(hn::Load(d4, weights + 4 * drawn.number[i]), d4, weights + 4 * i);
   auto sum = hn::Zero(d), norm_sum = hn::Zero(d);
-  for (int32_t i = 0; i < (tile.num_tokens + 1) / 2 * 2 * 4; i += kLanes) {
+  for (int32_t i = 0; i < (drawn.count + 1) / 2 * 2 * 4; i += kLanes) {
     const auto p = hn::Load(d, weights + i);
-    const auto w = hn::Mul(hn::Mul(p, p), hn::Load(d, tokens.sampled + i));
+    const auto w = hn::Mul(hn::Mul(p, p), hn::Load(d, drawn.missing + i));
     hn::Store(w, d, weights + i);
     sum = hn::Add(sum, w);
-    norm_sum = hn::MulAdd(w, hn::Load(d, tokens.norms + i), norm_sum);
+    norm_sum = hn::MulAdd(w, hn::Load(d, drawn.norms + i), norm_sum);
   }
-  HWY_ALIGN float sums[4], norm_sums[4];
+  HWY_ALIGN float sums[4], norm_sums[4];  // [4] f32
   const hn::Half<F32> half;
   hn::Store(hn::LowerHalf(half, hn::Add(sum, swap_halves(sum))), half, sums);
   hn::Store(hn::LowerHalf(half, hn::Add(norm_sum, swap_halves(norm_sum))), half, norm_sums);
@@ -125,6 +149,8 @@ template <class Rows>
 void add_fours(const Tile& tile, const Partial& partial) {
   TokenFours tokens;
   describe_tokens(tile, tokens);
+  DrawnTokens drawn;
+  Tile of_drawn;
   Fetch fetch = fetch_of<Rows>(tile);
   if (fetch == Fetch::none) fetch_at_once<Rows>(tile);
   for (int32_t row = 0; row < tile.num_rows; row += 4, fetch = Fetch::none) {
@@ -141,10 +167,10 @@ void add_fours(const Tile& tile, const Partial& partial) {
     soften_four(tile, tokens, weights, stats, rescale);
     value_row_block<Rows, ByToken>(tile, fetch, weights, rescale, partial.sum + first);
     if (!tile.with_variance) continue;
-    if (row == 0) measure_values<Rows>(tile, partial.spread != nullptr, tokens);
-    vary_four(tile, tokens, weights, stats, rescale);
+    if (row == 0) of_drawn = find_drawn<Rows>(tile, partial.spread != nullptr, drawn);
+    vary_four(drawn, weights, stats, rescale);
     if (partial.spread != nullptr) {
-      value_row_block<Rows, ByToken>(tile, Fetch::none, weights, rescale, partial.spread + first);
+      value_row_block<Rows, ByToken>(of_drawn, Fetch::none, weights, rescale, partial.spread + first);
     }
   }
 }
