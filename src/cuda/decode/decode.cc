@@ -113,7 +113,6 @@ class CudaDecode final : public DecodeKernel {
     launch.slots = columns.slots;
     launch.batch = args.batch;
     launch.overlap = overlap_;
-    launch.num_multiprocessors = facts_.num_multiprocessors;
     launch.shared_bytes = facts_.shared_bytes;
     DecodeParams& p = launch.params;
     p.q = args.q;

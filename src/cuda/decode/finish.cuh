@@ -20,7 +20,7 @@ struct alignas(16) Leaf {
   float maximum[T::kSlots], total[T::kSlots], norms[T::kSlots];
 };
 
-// Shared memory of a block; the warps' rings follow, p.num_stages stages each. Once a warp has read its rows, its ring's memory holds
+// Shared memory of a block; the warps' rings follow, kStages stages each. Once a warp has read its rows, its ring's memory holds
 // its leaf.
 template <typename T>
 struct Shared {
@@ -28,13 +28,13 @@ struct Shared {
   int last;                                              // whether the block arrived last
 
   static_assert(sizeof(Leaf<T>) <= T::kStages * sizeof(Stage<T>));
-  static constexpr int bytes(int num_warps, int num_stages) {
-    return static_cast<int>(sizeof(Shared) + num_warps * num_stages * sizeof(Stage<T>));
+  static constexpr int bytes(int num_warps) {
+    return static_cast<int>(sizeof(Shared) + num_warps * T::kStages * sizeof(Stage<T>));
   }
-  __device__ Stage<T>* ring(const DecodeParams& p, int warp) {  // [num_stages]
-    return reinterpret_cast<Stage<T>*>(this + 1) + warp * p.num_stages;
+  __device__ Stage<T>* ring(int warp) {  // [kStages]
+    return reinterpret_cast<Stage<T>*>(this + 1) + warp * T::kStages;
   }
-  __device__ Leaf<T>& leaf(const DecodeParams& p, int warp) { return *reinterpret_cast<Leaf<T>*>(ring(p, warp)); }
+  __device__ Leaf<T>& leaf(int warp) { return *reinterpret_cast<Leaf<T>*>(ring(warp)); }
 };
 
 // A lane's dims of a row, read and written at once.
@@ -430,12 +430,12 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, 
   const Place& place = work.place;
   if (shares.two_warps) {
     __syncwarp();  // the warp's rows are read
-    if (warp < kPairLeaves * shares.block_pairs) store_leaf<T>(leaf, place.num_columns, shared.leaf(p, warp));
+    if (warp < kPairLeaves * shares.block_pairs) store_leaf<T>(leaf, place.num_columns, shared.leaf(warp));
     __syncthreads();
     for (int task = warp; task < shares.block_pairs * place.num_columns; task += num_warps) {
       const int which = task >= place.num_columns ? 1 : 0, column = task - which * place.num_columns;
       const ColumnPart<T> part =
-          fold_leaves<T>(shared.leaf(p, which * kPairLeaves), shared.leaf(p, which * kPairLeaves + 1), column);
+          fold_leaves<T>(shared.leaf(which * kPairLeaves), shared.leaf(which * kPairLeaves + 1), column);
       if (num_pairs == 1) {
         write_column<T>(p, place, work.kv_head, column, part);
       } else {

@@ -17,7 +17,7 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
   allow_next_kernel();
   prefetch_lists(p, work.place);
   work.kv_head = p.lists_per_kv_head == 1 ? work.place.list : work.place.list / p.lists_per_kv_head;
-  Rows<T> rows(p, work.place, work.kv_head, shared_address(shared.ring(p, threadIdx.x / 32)));
+  Rows<T> rows(p, work.place, work.kv_head, shared_address(shared.ring(threadIdx.x / 32)));
   // Lists are mostly as long as they can be: where this warp's tokens are is known before the count then, and ids are under way with it.
   work.extent.num_tokens = p.full_tokens, work.extent.dense = p.token_ids == nullptr;
   Cut cut = p.full;
@@ -85,12 +85,12 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     run.clear();
   };
 #pragma unroll 1  // one place that starts copies, those of the first steps too
-  for (int step = -p.num_stages; step < rows.num_steps(); ++step) {
+  for (int step = -T::kStages; step < rows.num_steps(); ++step) {
     if (step >= 0) {
-      attend_step<T>(run, rows.wait(p), lane, queries, p, scale);
+      attend_step<T>(run, rows.wait(), lane, queries, p, scale);
       __syncwarp();
     }
-    rows.start(p, work, step + p.num_stages);
+    rows.start(p, work, step + T::kStages);
     if (step == -1) __syncthreads();  // queries are there
 #pragma unroll 1
     while (step + 1 == leaf_end && leaf < end_leaf) end_of_leaf();

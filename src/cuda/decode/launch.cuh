@@ -11,22 +11,18 @@ namespace rarefy::cuda {
 
 template <typename T>
 cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
-  DecodeParams p = launch.params;
+  const DecodeParams& p = launch.params;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(launch.blocks.per_list),
                         static_cast<unsigned>(p.num_lists * p.num_column_blocks), static_cast<unsigned>(launch.batch));
   config.blockDim = dim3(static_cast<unsigned>(32 * launch.blocks.warps));
   config.stream = stream;
-  // A stage more where there are no more blocks than multiprocessors and two blocks still fit, this kernel's and the next one's.
-  constexpr int kReserved = 1024;  // the system's share of a block's shared memory
-  const int64_t blocks = int64_t{config.gridDim.x} * config.gridDim.y * config.gridDim.z;
-  const bool fits = 2 * (Shared<T>::bytes(kMaxBlockWarps, T::kStages + 1) + kReserved) <= launch.shared_bytes;
-  p.num_stages = blocks <= launch.num_multiprocessors && fits ? T::kStages + 1 : T::kStages;
   // So much that no more blocks than planned fit on a multiprocessor: where one was left over, the next kernel's blocks would start early
   // on some multiprocessors, three or four on one of them, and 50x at batch 16 took 18 % longer.
+  constexpr int kReserved = 1024;  // the system's share of a block's shared memory
   const int planned = T::kBlocks * kMaxBlockWarps / launch.blocks.warps;
   const int least = launch.shared_bytes / (planned + 1) - kReserved + 16;
-  config.dynamicSmemBytes = static_cast<size_t>(std::max(least, Shared<T>::bytes(launch.blocks.warps, p.num_stages)));
+  config.dynamicSmemBytes = static_cast<size_t>(std::max(least, Shared<T>::bytes(launch.blocks.warps)));
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

@@ -13,9 +13,9 @@ struct DecodeLaunch {
   int32_t head_dim = 0, slots = 8;  // slots of a block: 8 or 16
   Blocks blocks;
   int32_t batch = 1;
-  int32_t num_multiprocessors = 1, shared_bytes = 0;  // of the device; shared memory of a multiprocessor
-  bool certificates = false;                          // half of the slots for the variances
-  bool overlap = false;                               // programmatic dependent launch (sm_90)
+  int32_t shared_bytes = 0;   // shared memory of a multiprocessor
+  bool certificates = false;  // half of the slots for the variances
+  bool overlap = false;       // programmatic dependent launch (sm_90)
 };
 
 // 2 bytes an element, products in its own type; 1 byte (e4m3), products in the type of q.

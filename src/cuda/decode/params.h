@@ -41,7 +41,8 @@ struct Cut {
     const uint32_t steps = n > kStepTokens ? static_cast<uint32_t>(n - 1) / kStepTokens + 1 : 1;
     const uint32_t leaf_steps = num_lists < kManyLists ? 1 : 2;  // about, at least
     uint32_t chosen = n <= 4096 ? kFewPairs : n <= 32768 ? 2 * kFewPairs : kMaxPairs;
-    while (chosen > 1 && (chosen - 1) * kPairLeaves * leaf_steps >= steps) chosen /= 2;  // no pair is empty; the last leaf may be
+    while (chosen > 1 && (chosen - 1) * kPairLeaves * leaf_steps >= steps)
+      chosen /= 2;  // no pair is empty; the last leaf may be
     pairs = static_cast<int32_t>(chosen);
     short_leaf = static_cast<int32_t>(steps / (chosen * kPairLeaves));
     long_leaves = static_cast<int32_t>(steps % (chosen * kPairLeaves));
@@ -136,7 +137,6 @@ struct DecodeParams {
   int32_t full_block_tokens;     // and about as many tokens of it has a block; two more numbers for prefetching:
   int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
   int32_t prefetch_sequences;    // about as many sequences are worked on at a time
-  int32_t num_stages;            // of each warp's ring
   int32_t pair_capacity;         // pairs that the workspace has room for, per list
 };
 

@@ -1,5 +1,5 @@
 // A warp's way from list entries to rows in shared memory. Ids, page table entries and rows of three different places of the list are
-// under way at the same time, so that none waits for another once the first have come. Rows go to a ring of p.num_stages stages that no
+// under way at the same time, so that none waits for another once the first have come. Rows go to a ring of T::kStages stages that no
 // other warp touches. Everything that comes from device memory is checked here: what does not fit becomes zeros under weight 0.
 #pragma once
 
@@ -57,20 +57,16 @@ class Rows {
     if (step < num_steps_) {
       if (step % 2 == 0) advance(p, work, step / 2);
       copy(p, step % 2);
-      next_ = following(p, next_);
+      next_ = following(next_);
     }
     commit_copies();
   }
-  // Waits until the next step is there, p.num_stages from it on having been started; returns the shared address of its stage.
-  __device__ __forceinline__ uint32_t wait(const DecodeParams& p) {
-    if (p.num_stages == T::kStages) {
-      wait_for_copies<T::kStages - 1>();
-    } else {
-      wait_for_copies<T::kStages>();
-    }
+  // Waits until the next step is there, T::kStages from it on having been started; returns the shared address of its stage.
+  __device__ __forceinline__ uint32_t wait() {
+    wait_for_copies<T::kStages - 1>();
     __syncwarp();
     const uint32_t stage = read_;
-    read_ = following(p, read_);
+    read_ = following(read_);
     return stage;
   }
 
@@ -115,9 +111,9 @@ class Rows {
     load_entries(p, work, pair + 2, later_);
   }
 
-  __device__ uint32_t following(const DecodeParams& p, uint32_t stage) const {
+  __device__ uint32_t following(uint32_t stage) const {
     constexpr uint32_t kBytes = sizeof(Stage<T>);
-    return stage + kBytes == ring_ + static_cast<uint32_t>(p.num_stages) * kBytes ? ring_ : stage + kBytes;
+    return stage + kBytes == ring_ + T::kStages * kBytes ? ring_ : stage + kBytes;
   }
 
   __device__ __forceinline__ void copy(const DecodeParams& p, int half) const {
