@@ -263,21 +263,20 @@ void value_tile(const Tile& tile,
 template <class Rows>
 void norms_tile(const Tile& tile, float* HWY_RESTRICT norms) {
   using Element = typename Rows::Element;
-  for (int32_t t = 0; t < tile.num_tokens; t += 4) {
-    VF sum[4];
-    for (int32_t j = 0; j < 4; ++j) {
-      const Element* row = static_cast<const Element*>(tile.values[t + j]);
-      sum[j] = hn::Zero(F32());
-      int32_t d = 0;
-      for (; d + 2 * kLanes <= tile.head_dim; d += 2 * kLanes) {
+  for (int32_t t = 0; t < tile.num_tokens; t += 4) {  // four tokens at a time: the additions of one wait for each other
+    VF sum[4] = {hn::Zero(F32()), hn::Zero(F32()), hn::Zero(F32()), hn::Zero(F32())};
+    const auto element = [&](int32_t j, int32_t d) { return static_cast<const Element*>(tile.values[t + j]) + d; };
+    int32_t d = 0;
+    for (; d + 2 * kLanes <= tile.head_dim; d += 2 * kLanes) {
+      for (int32_t j = 0; j < 4; ++j) {
         VF first, second;
-        Rows::pair(row + d, first, second);
+        Rows::pair(element(j, d), first, second);
         sum[j] = hn::MulAdd(second, second, hn::MulAdd(first, first, sum[j]));
       }
-      if (d < tile.head_dim) {
-        const auto value = Rows::one(row + d);
-        sum[j] = hn::MulAdd(value, value, sum[j]);
-      }
+    }
+    for (int32_t j = 0; j < 4 && d < tile.head_dim; ++j) {
+      const auto value = Rows::one(element(j, d));
+      sum[j] = hn::MulAdd(value, value, sum[j]);
     }
     hn::StoreU(sum4(sum[0], sum[1], sum[2], sum[3]), F32x4(), norms + t);
   }
