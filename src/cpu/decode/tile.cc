@@ -15,6 +15,7 @@
 //
 #include "cpu/simd/exp-inl.h"
 #include "cpu/simd/loads-inl.h"
+#include "cpu/simd/register-inl.h"
 #include "cpu/simd/targets.h"
 #include "hwy/contrib/math/math-inl.h"
 
@@ -37,14 +38,6 @@ enum class Fetch {
   run,   // rows that follow one another in memory, from end to end, as the hardware's prefetchers like it
   turns  // rows here and there, a line of each in turns: neighbouring lines look like a stream, and what lies behind the row would come too
 };
-
-// Keeps a vector that several products use in a register: GCC would load it for each of them, and loads become the limit.
-HWY_INLINE VF keep_loaded(VF v) {
-#if HWY_ARCH_X86
-  asm("" : "+v"(v.raw));
-#endif
-  return v;
-}
 
 // Adds up products of query rows q [kRows, head_dim] f32 with kTokens rows of keys. Fetches as many rows from `next` on.
 template <class Rows, int32_t kRows, int32_t kTokens, Fetch kFetch>
@@ -74,9 +67,9 @@ HWY_INLINE void dot_block(const float* HWY_RESTRICT q, int32_t head_dim,
     VF first[kTokens], second[kTokens];
     for (int32_t t = 0; t < kTokens; ++t) Rows::pair(static_cast<const Element*>(keys[t]) + d, first[t], second[t]);
     for (int32_t r = 0; r < kRows; ++r) {
-      const auto q_first = keep_loaded(hn::Load(F32(), q + r * head_dim + d));
+      const auto q_first = in_register(hn::Load(F32(), q + r * head_dim + d));
       for (int32_t t = 0; t < kTokens; ++t) sum[r][t] = hn::MulAdd(q_first, first[t], sum[r][t]);
-      const auto q_second = keep_loaded(hn::Load(F32(), q + r * head_dim + d + kLanes));
+      const auto q_second = in_register(hn::Load(F32(), q + r * head_dim + d + kLanes));
       for (int32_t t = 0; t < kTokens; ++t) sum[r][t] = hn::MulAdd(q_second, second[t], sum[r][t]);
     }
   }

@@ -11,6 +11,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
 #include "cpu/simd/larger-inl.h"
+#include "cpu/simd/register-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -202,14 +203,6 @@ using FloatVec = hn::Vec<hn::Repartition<float, Bytes>>;
 
 // Vectors of bytes that share the loads of a query's tables: with four queries 8 sums and 4 indices in 16 registers.
 constexpr int32_t kVectorsAtOnce = HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_NEON ? 2 : 1;
-
-// Keeps GCC 12 from putting additions off until nothing fits the registers.
-HWY_INLINE ByteVec in_register(ByteVec v) {
-#if HWY_ARCH_X86
-  asm("" : "+v"(v.raw));
-#endif
-  return v;
-}
 
 // Sums of planes [first, end) in bytes, kVectorsAtOnce vectors of tokens from `codes` on.
 template <int32_t kQueries>

@@ -37,24 +37,24 @@ inline constexpr std::array<uint32_t, 256> kChosenLanes = make_chosen_lanes();
 template <class D>
 class Compressor {
  public:
+  int32_t count() const { return count_; }
+
 #if HWY_TARGET == HWY_AVX2
   HWY_INLINE Compressor(D, hn::Mask<D> chosen) {
-    const auto choice = static_cast<uint32_t>(
-        _mm256_movemask_ps(_mm256_castsi256_ps(hn::VecFromMask(U32(), hn::RebindMask(U32(), chosen)).raw)));
+    const auto lanes = hn::VecFromMask(U32(), hn::RebindMask(U32(), chosen));
+    const auto choice = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(lanes.raw)));
     count_ = std::popcount(choice);
     lanes_ = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int32_t>(kChosenLanes[choice])),
                                _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
   }
   template <class D2>
   HWY_INLINE hn::Vec<D2> apply(D2 d, hn::Vec<D2> v) const {
-    const hn::Vec<U32> moved{_mm256_permutevar8x32_epi32(hn::BitCast(U32(), v).raw, lanes_)};
-    return hn::BitCast(d, moved);
+    return hn::BitCast(d, hn::Vec<U32>{_mm256_permutevar8x32_epi32(hn::BitCast(U32(), v).raw, lanes_)});
   }
 
  private:
   using U32 = hn::RebindToUnsigned<D>;
   __m256i lanes_;
-  int32_t count_;
 #else
   HWY_INLINE Compressor(D d, hn::Mask<D> chosen)
       : chosen_(chosen), count_(static_cast<int32_t>(hn::CountTrue(d, chosen))) {}
@@ -65,11 +65,8 @@ class Compressor {
 
  private:
   hn::Mask<D> chosen_;
-  int32_t count_;
 #endif
-
- public:
-  HWY_INLINE int32_t count() const { return count_; }
+  int32_t count_ = 0;
 };
 
 }  // namespace HWY_NAMESPACE
