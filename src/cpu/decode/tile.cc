@@ -31,8 +31,9 @@ constexpr int32_t kSumsOfRow = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON 
 constexpr float kNegInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kLn2 = 0.693147181f;
 
-// How the next tile's rows are fetched into the L2 cache while this one is attended to, a line or two at a time: in bursts, as fetch_lines() does
-// it, they fill the queue of cache misses, and memory idles in between (dense decode on two cores of a Zen 3: 7.1 ms, by and by 5.7 and, evenly, 17 % less).
+// How the next tile's rows are fetched into the L2 cache while this one is attended to, a line or two at a time: in bursts, as
+// fetch_lines() does it, they fill the queue of cache misses, and memory idles in between (dense decode on two cores of a Zen 3:
+// 7.1 ms, by and by 5.7 and, evenly, 17 % less).
 enum class Fetch {
   none,
   run,   // rows that follow one another in memory, from end to end, as the hardware's prefetchers like it
