@@ -114,8 +114,8 @@ HWY_INLINE void score_tile_and_fetch(const Tile& tile, float* HWY_RESTRICT score
       score_block<Rows, kRowBlock, kFetch>(q, head_dim, keys, tile.next_keys + t, to);
       advance(kRowBlock);
     }
-    for (; left >= kRowBlock; advance(kRowBlock)) score_block<Rows, kRowBlock, Fetch::none>(q, head_dim, keys, keys, to);
-    for (; left >= 2; advance(2)) score_block<Rows, 2, Fetch::none>(q, head_dim, keys, keys, to);
+    while (left >= kRowBlock) score_block<Rows, kRowBlock, Fetch::none>(q, head_dim, keys, keys, to), advance(kRowBlock);
+    if (left >= 2) score_block<Rows, 2, Fetch::none>(q, head_dim, keys, keys, to), advance(2);
     if (left > 0) score_block<Rows, 1, Fetch::none>(q, head_dim, keys, keys, to);
   }
 }
@@ -246,10 +246,13 @@ void value_tile(const Tile& tile,
   const auto advance = [&](int32_t rows) {
     weights += rows * kTileTokens, rescale += rows, sums += rows * tile.head_dim, left -= rows;
   };
-  for (Fetch how = fetch ? fetch_of<Rows>(tile) : Fetch::none; left >= kRowBlock; how = Fetch::none, advance(kRowBlock)) {
+  Fetch how = fetch ? fetch_of<Rows>(tile) : Fetch::none;
+  while (left >= kRowBlock) {
     value_row_block<Rows, ByRow>(tile, how, weights, rescale, sums);
+    advance(kRowBlock);
+    how = Fetch::none;
   }
-  for (; left >= 2; advance(2)) value_rows<Rows, ByRow, 2, Fetch::none>(tile, weights, rescale, sums);
+  if (left >= 2) value_rows<Rows, ByRow, 2, Fetch::none>(tile, weights, rescale, sums), advance(2);
   if (left > 0) value_rows<Rows, ByRow, 1, Fetch::none>(tile, weights, rescale, sums);
 }
 

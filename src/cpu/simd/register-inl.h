@@ -16,7 +16,7 @@ namespace HWY_NAMESPACE {
 // their terms no longer fit the registers. Neither across this.
 template <class V>
 HWY_INLINE V in_register(V v) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
+#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
   asm("" : "+v"(v.raw));
 #endif
   return v;
