@@ -260,12 +260,11 @@ class CpuDecode final : public DecodeKernel {
     return inside;
   }
 
-  void fetch_rows(const TileWork& work) const {
+  void fetch_tile(const TileWork& work) const {
     const int32_t lines = num_cache_lines(problem_.head_dim * static_cast<int64_t>(size_of(problem_.kv_dtype)));
     const bool scattered = work.list.token_ids != nullptr;
-    for (const auto* rows : {work.keys, work.values}) {
-      for (int32_t step = 0; step < kFetchSteps; ++step) fetch_lines(rows, scattered, step, 0, lines);
-    }
+    fetch_rows(work.keys, scattered, lines);
+    fetch_rows(work.values, scattered, lines);
   }
 
   // One thread's share of the splits. The rows of the next tile, of this split or the next, are fetched during each tile.
@@ -280,7 +279,7 @@ class CpuDecode final : public DecodeKernel {
     bool more = next_tile(args, next_split, num_splits, TileWork(), buffers[now]);
     if (!more) return true;
     if (functions_.enter != nullptr) functions_.enter(num_rows_);
-    fetch_rows(buffers[now]);  // nobody did it during an earlier tile
+    fetch_tile(buffers[now]);  // nobody did it during an earlier tile
     while (more) {
       const TileWork& work = buffers[now];
       inside = inside && work.ids_are_inside;

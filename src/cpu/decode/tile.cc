@@ -130,14 +130,13 @@ Fetch fetch_of(const Tile& tile) {
   return tile.next_row_stride == row_bytes ? Fetch::run : Fetch::turns;
 }
 
-// Where fetch_of() found no place: everything at once.
+// Where fetch_of() found no place: everything at once. Always inline, as fetch_lines().
 template <class Rows>
-void fetch_at_once(const Tile& tile) {
+HWY_INLINE void fetch_at_once(const Tile& tile) {
   if (tile.next_keys == nullptr) return;
   const int32_t lines = num_cache_lines(tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element)));
-  for (const auto* rows : {tile.next_keys, tile.next_values}) {
-    for (int32_t step = 0; step < kFetchSteps; ++step) fetch_lines(rows, tile.next_scattered, step, 0, lines);
-  }
+  fetch_rows(tile.next_keys, tile.next_scattered, lines);
+  fetch_rows(tile.next_values, tile.next_scattered, lines);
 }
 
 template <class Rows>
@@ -383,9 +382,7 @@ HWY_INLINE void with_rows(DType dtype, const Function& function) {
 void add_tile(const Tile& tile, const Partial& partial) {
   with_rows(tile.kv_dtype, [&](auto rows) HWY_ATTR {
 #if HWY_TARGET == HWY_AVX2
-    if (tile.num_rows % 4 == 0 && tile.soft_cap == 0.0f && tile.last_visible == nullptr) {
-      return add_fours<decltype(rows)>(tile, partial);
-    }
+    if (tile.is_quads()) return add_fours<decltype(rows)>(tile, partial);
 #endif
     add_typed_tile<decltype(rows)>(tile, partial);
   });

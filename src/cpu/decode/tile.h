@@ -47,6 +47,12 @@ inline int32_t num_cache_lines(int64_t bytes) { return static_cast<int32_t>((byt
   }
 }
 
+// All rows of a tile at once.
+[[gnu::always_inline]] inline void fetch_rows(const void* const* rows,  // [kTileTokens] pointers to rows
+                                              bool scattered, int32_t lines) {
+  for (int32_t step = 0; step < kFetchSteps; ++step) fetch_lines(rows, scattered, step, 0, lines);
+}
+
 struct Tile {
   DType kv_dtype = DType::bf16;
   int32_t num_rows = 0, head_dim = 0, num_tokens = 0;  // num_tokens: 1 .. kTileTokens
@@ -66,6 +72,9 @@ struct Tile {
   const int32_t* last_visible = nullptr;           // [num_rows] i32; largest token a row may see; nullable = all
   float soft_cap = 0.0f;
   bool with_variance = false;  // keep the sums of w; of w v as well where Partial::spread is given
+
+  // Whether kernels that take four query rows at once can take the tile.
+  bool is_quads() const { return num_rows % 4 == 0 && soft_cap == 0.0f && last_visible == nullptr; }
 };
 
 // The partial results of one row, split by split.

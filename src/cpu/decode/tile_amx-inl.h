@@ -42,8 +42,9 @@ static_assert(sizeof(AmxShapes) == 64);
 // GCC's tile loads do not say that they read memory.
 HWY_INLINE void settle_memory() { asm volatile("" ::: "memory"); }
 
-// Fetches the next tile's rows into the L2 cache in the order of fetch_lines, a few lines at a time between the steps of this one. Each line holds one of a core's 16 or
-// so places for misses until memory answers, and what the present tile loads from the L2 cache needs one too: a burst of 16 stops it.
+// Fetches the next tile's rows into the L2 cache in the order of fetch_lines, a few lines at a time between the steps of this one.
+// Each line holds one of a core's 16 or so places for misses until memory answers, and what the present tile loads from the L2 cache
+// needs one too: a burst of 16 stops it.
 class Fetcher {
  public:
   explicit Fetcher(const Tile& tile)
@@ -266,7 +267,7 @@ void pair_q_amx(int32_t num_rows, int32_t head_dim, const float* prepared, uint3
 }
 
 void add_tile_amx(const Tile& tile, const Partial& partial) {
-  is_quads(tile) && is_amx(tile.num_rows) ? add_amx(tile, partial) : add_tile_bf16(tile, partial);
+  tile.is_quads() && is_amx(tile.num_rows) ? add_amx(tile, partial) : add_tile_bf16(tile, partial);
 }
 
 #undef RAREFY_SCORES_0

@@ -192,10 +192,8 @@ void norms_tile<DotRows>(const Tile& tile, float* HWY_RESTRICT norms) {
 
 #include "cpu/decode/tile_quad-inl.h"
 
-// Whether tile_quad-inl.h takes the tile.
-bool is_quads(const Tile& tile) { return tile.num_rows % 4 == 0 && tile.soft_cap == 0.0f && tile.last_visible == nullptr; }
 void add_tile_bf16(const Tile& tile, const Partial& partial) {
-  is_quads(tile) ? add_quads(tile, partial) : add_typed_tile<DotRows>(tile, partial);
+  tile.is_quads() ? add_quads(tile, partial) : add_typed_tile<DotRows>(tile, partial);
 }
 void finish_row_bf16(const FinishRow& row) { finish_typed_row<DotRows>(row); }
 

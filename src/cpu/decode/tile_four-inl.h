@@ -4,8 +4,8 @@
 
 // What weights need to know of the tokens, four times each.
 struct TokenFours {
-  HWY_ALIGN float
-      bias[4 * kTileTokens];  // [kTileTokens, 4] f32; log weight in units of ln 2, -inf past the end; where `biased`
+  // [kTileTokens, 4] f32; log weight in units of ln 2, -inf past the end; where `biased`
+  HWY_ALIGN float bias[4 * kTileTokens];
   bool biased = false;
 };
 
@@ -18,6 +18,8 @@ struct DrawnTokens {
   HWY_ALIGN float norms[4 * kTileTokens];    // [count, 4] f32; |v|^2; with a spread, else 0
 };
 
+// Numbers of so many tokens, in whole vectors: two tokens each.
+constexpr int32_t padded_fours(int32_t num_tokens) { return (num_tokens + 1) / 2 * kLanes; }
 HWY_INLINE VF swap_halves(VF v) { return hn::ConcatLowerUpper(F32(), v, v); }
 HWY_INLINE VF four_twice(const float* from) { return hn::LoadDup128(F32(), from); }  // from [4] f32
 HWY_INLINE void spread_to_fours(const float* HWY_RESTRICT from,                      // from [kTileTokens] f32
@@ -83,7 +85,7 @@ HWY_INLINE void soften_four(const Tile& tile, const TokenFours& tokens,
                             float* HWY_RESTRICT stats,      // [4, kRowStats] f32
                             float* HWY_RESTRICT rescale) {  // [4] f32
   const F32 d;
-  const int32_t end = (tile.num_tokens + 1) / 2 * 2 * 4;
+  const int32_t end = padded_fours(tile.num_tokens);
   const auto scale = hn::Set(d, tile.scale * kLog2E);
   const auto infinity = hn::Set(d, -kNegInfinity);
   HWY_ALIGN float old_maxima[4], maxima[4], totals[4];
@@ -127,7 +129,7 @@ HWY_INLINE void vary_four(const DrawnTokens& drawn,
   // Downwards in memory: drawn.number[i] >= i.
   for (int32_t i = 0; i < drawn.count; ++i) hn::Store(hn::Load(d4, weights + 4 * drawn.number[i]), d4, weights + 4 * i);
   auto sum = hn::Zero(d), norm_sum = hn::Zero(d);
-  for (int32_t i = 0; i < (drawn.count + 1) / 2 * 2 * 4; i += kLanes) {
+  for (int32_t i = 0; i < padded_fours(drawn.count); i += kLanes) {
     const auto p = hn::Load(d, weights + i);
     const auto w = hn::Mul(hn::Mul(p, p), hn::Load(d, drawn.missing + i));
     hn::Store(w, d, weights + i);
