@@ -101,31 +101,36 @@ HWY_INLINE void score_block(const float* HWY_RESTRICT q, int32_t head_dim,
   }
 }
 
-template <class Rows, Fetch kFetch>
-HWY_INLINE void score_tile_and_fetch(const Tile& tile, float* HWY_RESTRICT scores) {
-  const int32_t head_dim = tile.head_dim;
-  for (int32_t t = 0; t < tile.num_tokens; t += 4) {
-    const void* const* keys = tile.keys + t;
-    const float* q = tile.q;  // [rows left, head_dim] f32
-    float* to = scores + t;   // [rows left, kTileTokens] f32
-    int32_t left = tile.num_rows;
-    const auto advance = [&](int32_t rows) { q += rows * head_dim, to += rows * kTileTokens, left -= rows; };
-    if constexpr (kFetch != Fetch::none) {
-      score_block<Rows, kRowBlock, kFetch>(q, head_dim, keys, tile.next_keys + t, to);
-      advance(kRowBlock);
-    }
-    while (left >= kRowBlock) score_block<Rows, kRowBlock, Fetch::none>(q, head_dim, keys, keys, to), advance(kRowBlock);
-    if (left >= 2) score_block<Rows, 2, Fetch::none>(q, head_dim, keys, keys, to), advance(2);
-    if (left > 0) score_block<Rows, 1, Fetch::none>(q, head_dim, keys, keys, to);
+// Query rows [row, row + kRows) and four tokens; the first rows of a tile fetch.
+template <class Rows, int32_t kRows, Fetch kFetch>
+HWY_INLINE void score_rows(const Tile& tile, int32_t row, int32_t token,
+                           float* HWY_RESTRICT scores) {  // [num_rows, kTileTokens] f32
+  const float* q = tile.q + row * tile.head_dim;          // [kRows, head_dim] f32
+  const void* const* keys = tile.keys + token;
+  float* to = scores + row * kTileTokens + token;
+  if (kFetch != Fetch::none && row == 0) {
+    score_block<Rows, kRows, kFetch>(q, tile.head_dim, keys, tile.next_keys + token, to);
+  } else {
+    score_block<Rows, kRows, Fetch::none>(q, tile.head_dim, keys, keys, to);
   }
 }
 
-// How the kernels of this file fetch the next tile. A short tile, few rows of queries or rows of keys that are not made of whole lines leave
-// no place for it: then all is fetched at once.
+template <class Rows, Fetch kFetch>
+HWY_INLINE void score_tile_and_fetch(const Tile& tile, float* HWY_RESTRICT scores) {
+  for (int32_t t = 0; t < tile.num_tokens; t += 4) {
+    int32_t row = 0;
+    for (; row + kRowBlock <= tile.num_rows; row += kRowBlock) score_rows<Rows, kRowBlock, kFetch>(tile, row, t, scores);
+    if (row + 2 <= tile.num_rows) score_rows<Rows, 2, kFetch>(tile, row, t, scores), row += 2;
+    if (row < tile.num_rows) score_rows<Rows, 1, kFetch>(tile, row, t, scores);
+  }
+}
+
+// How the kernels of this file fetch the next tile. A short tile or rows of keys that are not made of whole lines leave no place for it: then
+// all is fetched at once.
 template <class Rows>
 Fetch fetch_of(const Tile& tile) {
   const int64_t row_bytes = tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element));
-  const bool in_steps = tile.num_tokens == kTileTokens && tile.num_rows >= kRowBlock && row_bytes % kLineBytes == 0;
+  const bool in_steps = tile.num_tokens == kTileTokens && row_bytes % kLineBytes == 0;
   if (tile.next_keys == nullptr || !in_steps) return Fetch::none;
   return tile.next_row_stride == row_bytes ? Fetch::run : Fetch::turns;
 }
@@ -222,15 +227,15 @@ HWY_INLINE void value_rows(const Tile& tile,
   if (d < tile.head_dim) value_block<Rows, Weights, kRows, 1, Fetch::none>(tile, d, weights, rescale, sums);
 }
 
-template <class Rows, class Weights>
-HWY_INLINE void value_row_block(const Tile& tile, Fetch fetch,
-                                const float* weights,  // [kRowBlock, kTileTokens] f32, as Weights::at says
-                                const float* rescale,  // [kRowBlock] f32
-                                float* sums) {         // [kRowBlock, head_dim] f32
+template <class Rows, class Weights, int32_t kRows>
+HWY_INLINE void value_rows_and_fetch(const Tile& tile, Fetch fetch,
+                                     const float* weights,  // [kRows, kTileTokens] f32, as Weights::at says
+                                     const float* rescale,  // [kRows] f32
+                                     float* sums) {         // [kRows, head_dim] f32
   switch (fetch) {
-    case Fetch::none: return value_rows<Rows, Weights, kRowBlock, Fetch::none>(tile, weights, rescale, sums);
-    case Fetch::run: return value_rows<Rows, Weights, kRowBlock, Fetch::run>(tile, weights, rescale, sums);
-    case Fetch::turns: return value_rows<Rows, Weights, kRowBlock, Fetch::turns>(tile, weights, rescale, sums);
+    case Fetch::none: return value_rows<Rows, Weights, kRows, Fetch::none>(tile, weights, rescale, sums);
+    case Fetch::run: return value_rows<Rows, Weights, kRows, Fetch::run>(tile, weights, rescale, sums);
+    case Fetch::turns: return value_rows<Rows, Weights, kRows, Fetch::turns>(tile, weights, rescale, sums);
   }
 }
 
@@ -241,18 +246,18 @@ void value_tile(const Tile& tile,
                 const float* rescale,  // [num_rows] f32
                 float* sums,           // [num_rows, head_dim] f32
                 bool fetch) {
+  Fetch how = fetch ? fetch_of<Rows>(tile) : Fetch::none;  // by the first rows
   int32_t left = tile.num_rows;
   const auto advance = [&](int32_t rows) {
     weights += rows * kTileTokens, rescale += rows, sums += rows * tile.head_dim, left -= rows;
-  };
-  Fetch how = fetch ? fetch_of<Rows>(tile) : Fetch::none;
-  while (left >= kRowBlock) {
-    value_row_block<Rows, ByRow>(tile, how, weights, rescale, sums);
-    advance(kRowBlock);
     how = Fetch::none;
+  };
+  while (left >= kRowBlock) {
+    value_rows_and_fetch<Rows, ByRow, kRowBlock>(tile, how, weights, rescale, sums);
+    advance(kRowBlock);
   }
-  if (left >= 2) value_rows<Rows, ByRow, 2, Fetch::none>(tile, weights, rescale, sums), advance(2);
-  if (left > 0) value_rows<Rows, ByRow, 1, Fetch::none>(tile, weights, rescale, sums);
+  if (left >= 2) value_rows_and_fetch<Rows, ByRow, 2>(tile, how, weights, rescale, sums), advance(2);
+  if (left > 0) value_rows_and_fetch<Rows, ByRow, 1>(tile, how, weights, rescale, sums);
 }
 
 // |v|^2 of every token: norms [kTileTokens] f32.

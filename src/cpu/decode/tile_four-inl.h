@@ -167,12 +167,12 @@ void add_fours(const Tile& tile, const Partial& partial) {
       case Fetch::turns: score_four<Rows, Fetch::turns>(tile, q, weights); break;
     }
     soften_four(tile, tokens, weights, stats, rescale);
-    value_row_block<Rows, ByToken>(tile, fetch, weights, rescale, partial.sum + first);
+    value_rows_and_fetch<Rows, ByToken, 4>(tile, fetch, weights, rescale, partial.sum + first);
     if (!tile.with_variance) continue;
     if (row == 0) of_drawn = find_drawn<Rows>(tile, partial.spread != nullptr, drawn);
     vary_four(drawn, weights, stats, rescale);
     if (partial.spread != nullptr) {
-      value_row_block<Rows, ByToken>(of_drawn, Fetch::none, weights, rescale, partial.spread + first);
+      value_rows_and_fetch<Rows, ByToken, 4>(of_drawn, Fetch::none, weights, rescale, partial.spread + first);
     }
   }
 }
