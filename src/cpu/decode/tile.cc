@@ -135,6 +135,16 @@ Fetch fetch_of(const Tile& tile) {
   return tile.next_row_stride == row_bytes ? Fetch::run : Fetch::turns;
 }
 
+// Calls function.operator()<fetch>().
+template <class Function>
+HWY_INLINE void with_fetch(Fetch fetch, const Function& function) {
+  switch (fetch) {
+    case Fetch::none: return function.template operator()<Fetch::none>();
+    case Fetch::run: return function.template operator()<Fetch::run>();
+    case Fetch::turns: return function.template operator()<Fetch::turns>();
+  }
+}
+
 // Where fetch_of() found no place: everything at once. Always inline, as fetch_lines().
 template <class Rows>
 HWY_INLINE void fetch_at_once(const Tile& tile) {
@@ -146,11 +156,9 @@ HWY_INLINE void fetch_at_once(const Tile& tile) {
 
 template <class Rows>
 void score_tile(const Tile& tile, float* HWY_RESTRICT scores) {
-  switch (fetch_of<Rows>(tile)) {
-    case Fetch::none: fetch_at_once<Rows>(tile); return score_tile_and_fetch<Rows, Fetch::none>(tile, scores);
-    case Fetch::run: return score_tile_and_fetch<Rows, Fetch::run>(tile, scores);
-    case Fetch::turns: return score_tile_and_fetch<Rows, Fetch::turns>(tile, scores);
-  }
+  const Fetch fetch = fetch_of<Rows>(tile);
+  if (fetch == Fetch::none) fetch_at_once<Rows>(tile);
+  with_fetch(fetch, [&]<Fetch kFetch>() HWY_ATTR { score_tile_and_fetch<Rows, kFetch>(tile, scores); });
 }
 
 // Where the weight of a query row and token is.
@@ -232,11 +240,8 @@ HWY_INLINE void value_rows_and_fetch(const Tile& tile, Fetch fetch,
                                      const float* weights,  // [kRows, kTileTokens] f32, as Weights::at says
                                      const float* rescale,  // [kRows] f32
                                      float* sums) {         // [kRows, head_dim] f32
-  switch (fetch) {
-    case Fetch::none: return value_rows<Rows, Weights, kRows, Fetch::none>(tile, weights, rescale, sums);
-    case Fetch::run: return value_rows<Rows, Weights, kRows, Fetch::run>(tile, weights, rescale, sums);
-    case Fetch::turns: return value_rows<Rows, Weights, kRows, Fetch::turns>(tile, weights, rescale, sums);
-  }
+  with_fetch(fetch,
+             [&]<Fetch kFetch>() HWY_ATTR { value_rows<Rows, Weights, kRows, kFetch>(tile, weights, rescale, sums); });
 }
 
 // With `fetch` the next tile's values are fetched.

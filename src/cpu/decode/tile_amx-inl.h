@@ -51,25 +51,48 @@ class Fetcher {
       : rows_(tile.next_keys),
         values_(tile.next_values),
         lines_(num_cache_lines(int64_t{2} * tile.head_dim)),
-        scattered_(tile.next_scattered) {}
+        scattered_(tile.next_scattered) {
+    if (rows_ != nullptr && tile.next_row_stride == int64_t{2} * tile.head_dim) begin_run();
+  }
 
   HWY_INLINE void next(int32_t count) {
-    for (int32_t i = 0; i < count && rows_ != nullptr; ++i) {
-      __builtin_prefetch(static_cast<const char*>(rows_[row_]) + int64_t{64} * line_, 0, 2);
-      if (scattered_ && ++row_ % 4 != 0) continue;  // four rows in turns
-      if (scattered_) row_ -= 4;
-      if (++line_ < lines_) continue;
-      line_ = 0;
-      row_ += scattered_ ? 4 : 1;
-      if (row_ < kTileTokens) continue;
-      row_ = 0;
-      rows_ = std::exchange(values_, nullptr);
+    if (run_ != nullptr) {
+      for (int32_t i = 0; i < count; ++i) __builtin_prefetch(run_ + kLineBytes * i, 0, 2);
+      run_ += kLineBytes * count;
+      if (run_ >= run_end_) next_rows();
+      return;
     }
+    for (int32_t i = 0; i < count && rows_ != nullptr; ++i) next_in_turns();
+  }
+  void rest() {
+    while (rows_ != nullptr) next(1);
   }
 
  private:
+  void begin_run() {
+    run_ = static_cast<const char*>(rows_[0]);
+    run_end_ = run_ + kLineBytes * lines_ * kTileTokens;
+  }
+  void next_rows() {
+    rows_ = std::exchange(values_, nullptr);
+    if (run_ != nullptr) rows_ != nullptr ? begin_run() : void(run_ = nullptr);
+  }
+  void next_in_turns() {
+    __builtin_prefetch(static_cast<const char*>(rows_[row_]) + kLineBytes * line_, 0, 2);
+    if (scattered_ && ++row_ % 4 != 0) return;  // four rows in turns
+    if (scattered_) row_ -= 4;
+    if (++line_ < lines_) return;
+    line_ = 0;
+    row_ += scattered_ ? 4 : 1;
+    if (row_ < kTileTokens) return;
+    row_ = 0;
+    next_rows();
+  }
+
   const void* const* rows_;    // [kTileTokens] pointers; nullable
   const void* const* values_;  // [kTileTokens] pointers; nullable
+  const char* run_ = nullptr;  // [lines_ * kTileTokens, 64] bytes: where rows follow one another, the next line
+  const char* run_end_ = nullptr;
   int32_t lines_, row_ = 0, line_ = 0;
   bool scattered_;
 };
@@ -243,7 +266,7 @@ void add_amx(const Tile& tile, const Partial& partial) {
     for (int32_t i = 0; i < 4 * tile.num_rows; ++i) rescale[i] *= rescale[i];
     value_amx(tile, fetcher, values, spread_weights, rescale, partial.spread);
   }
-  fetcher.next(std::numeric_limits<int32_t>::max());  // what is left
+  fetcher.rest();
 }
 
 // Before and after a thread's tiles.

@@ -35,9 +35,21 @@ namespace N_AVX3 {
 
 HWY_INLINE __m512 dot(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 
-// A row of q: head_dim high parts, then head_dim low parts.
-template <int32_t kRows, bool kLow>
-HWY_INLINE void score_block_bf16(const uint16_t* HWY_RESTRICT q, int32_t head_dim, const void* const* keys,
+// Line i of four rows of the next tile while dimensions [d, d + 32) of as many of this one are scored.
+template <Fetch kFetch>
+HWY_INLINE void fetch_key_line(const void* const* next, int32_t d, int32_t i) {  // next [4] pointers to [head_dim] bf16
+  if constexpr (kFetch == Fetch::run) {
+    __builtin_prefetch(static_cast<const char*>(next[0]) + 8 * d + kLineBytes * i, 0, 2);
+  } else if constexpr (kFetch == Fetch::turns) {
+    __builtin_prefetch(static_cast<const char*>(next[i]) + 2 * d, 0, 2);
+  }
+}
+
+// A row of q: head_dim high parts, then head_dim low parts. Fetches the rows at `next`.
+template <int32_t kRows, bool kLow, Fetch kFetch>
+HWY_INLINE void score_block_bf16(const uint16_t* HWY_RESTRICT q, int32_t head_dim,
+                                 const void* const* keys,  // [4] pointers to [head_dim] bf16
+                                 const void* const* next,  // [4] pointers, likewise
                                  float* HWY_RESTRICT scores) {
   __m512 sum[kRows][4];
   for (auto& row : sum) {
@@ -47,6 +59,7 @@ HWY_INLINE void score_block_bf16(const uint16_t* HWY_RESTRICT q, int32_t head_di
     __m512i key[4];
     for (int32_t t = 0; t < 4; ++t) key[t] = _mm512_loadu_si512(static_cast<const uint16_t*>(keys[t]) + d);
     for (int32_t r = 0; r < kRows; ++r) {
+      for (int32_t i = 4 * r / kRows; i < 4 * (r + 1) / kRows; ++i) fetch_key_line<kFetch>(next, d, i);
       const __m512i high = _mm512_loadu_si512(q + 2 * r * head_dim + d);
       for (int32_t t = 0; t < 4; ++t) sum[r][t] = dot(sum[r][t], high, key[t]);
       if constexpr (kLow) {
@@ -60,35 +73,37 @@ HWY_INLINE void score_block_bf16(const uint16_t* HWY_RESTRICT q, int32_t head_di
   }
 }
 
-// A short tile is done before its loops have fetched all of the next: the rest.
-HWY_INLINE void fetch_rest(const Tile& tile) {
-  const int32_t lines = num_cache_lines(int64_t{2} * tile.head_dim);
-  for (int32_t step = (tile.num_tokens + 3) / 4; step < kFetchSteps; ++step) {
-    fetch_lines(tile.next_keys, tile.next_scattered, step, 0, lines);
-    fetch_lines(tile.next_values, tile.next_scattered, step, 0, lines);
+// As score_rows: the first rows of a tile fetch.
+template <int32_t kRows, bool kLow, Fetch kFetch>
+HWY_INLINE void score_rows_bf16(const Tile& tile, int32_t row, int32_t token,
+                                float* HWY_RESTRICT scores) {  // [num_rows, kTileTokens] f32
+  const auto* q =
+      reinterpret_cast<const uint16_t*>(tile.q) + int64_t{2} * row * tile.head_dim;  // [kRows, 2, head_dim] bf16
+  const void* const* keys = tile.keys + token;
+  float* to = scores + row * kTileTokens + token;
+  if (kFetch != Fetch::none && row == 0) {
+    score_block_bf16<kRows, kLow, kFetch>(q, tile.head_dim, keys, tile.next_keys + token, to);
+  } else {
+    score_block_bf16<kRows, kLow, Fetch::none>(q, tile.head_dim, keys, keys, to);
   }
 }
 
-template <bool kLow>
-HWY_INLINE void score_rows_bf16(const Tile& tile, const uint16_t* HWY_RESTRICT q, float* HWY_RESTRICT scores) {
-  const int32_t lines = num_cache_lines(int64_t{2} * tile.head_dim);
-  if (tile.next_keys != nullptr) fetch_rest(tile);
+template <bool kLow, Fetch kFetch>
+HWY_INLINE void score_tile_bf16(const Tile& tile, float* HWY_RESTRICT scores) {
   for (int32_t t = 0; t < tile.num_tokens; t += 4) {
-    if (tile.next_keys != nullptr) fetch_lines(tile.next_keys, tile.next_scattered, t / 4, 0, lines);
-    int32_t r = 0;
-    for (; r + 4 <= tile.num_rows; r += 4) {
-      score_block_bf16<4, kLow>(q + 2 * r * tile.head_dim, tile.head_dim, tile.keys + t, scores + r * kTileTokens + t);
-    }
-    for (; r < tile.num_rows; ++r) {
-      score_block_bf16<1, kLow>(q + 2 * r * tile.head_dim, tile.head_dim, tile.keys + t, scores + r * kTileTokens + t);
-    }
+    int32_t row = 0;
+    for (; row + 4 <= tile.num_rows; row += 4) score_rows_bf16<4, kLow, kFetch>(tile, row, t, scores);
+    for (; row < tile.num_rows; ++row) score_rows_bf16<1, kLow, kFetch>(tile, row, t, scores);
   }
 }
 
 template <>
 void score_tile<DotRows>(const Tile& tile, float* HWY_RESTRICT scores) {
-  const auto* q = reinterpret_cast<const uint16_t*>(tile.q);
-  tile.q_is_bf16 ? score_rows_bf16<false>(tile, q, scores) : score_rows_bf16<true>(tile, q, scores);
+  const Fetch fetch = fetch_of<DotRows>(tile);
+  if (fetch == Fetch::none) fetch_at_once<DotRows>(tile);
+  with_fetch(fetch, [&]<Fetch kFetch>() {
+    tile.q_is_bf16 ? score_tile_bf16<false, kFetch>(tile, scores) : score_tile_bf16<true, kFetch>(tile, scores);
+  });
 }
 
 // Two tokens, 32 dimensions, interleaved.
@@ -101,18 +116,23 @@ HWY_INLINE TokenPair load_pair(const void* first_row, const void* second_row, in
   return {_mm512_unpacklo_epi16(first, second), _mm512_unpackhi_epi16(first, second)};
 }
 
-// Fetches the cache lines of dimensions [d, d + 64) of the next tile's values, a part of them at every fourth token.
-HWY_INLINE void fetch_values(const Tile& tile, int32_t t, int32_t d) {
-  if (t % 4 != 0) return;
-  const int32_t end = std::min(d + 64, tile.head_dim);
-  fetch_lines(tile.next_values, tile.next_scattered, t / 4, d / 32, num_cache_lines(int64_t{2} * end));
+// Line i of two rows of the next tile, `lines` of each, while dimensions from d on of two rows of this one, t and t + 1, are added.
+template <Fetch kFetch>
+HWY_INLINE void fetch_value_line(const Tile& tile, int32_t t, int32_t d, int32_t lines, int32_t i) {
+  if constexpr (kFetch == Fetch::run) {
+    const auto* run = static_cast<const char*>(tile.next_values[0]) + int64_t{2} * d * kTileTokens;
+    __builtin_prefetch(run + kLineBytes * (t * lines + i), 0, 2);
+  } else if constexpr (kFetch == Fetch::turns) {
+    __builtin_prefetch(static_cast<const char*>(tile.next_values[t + i % 2]) + 2 * d + kLineBytes * (i / 2), 0, 2);
+  }
 }
 
 // 64 dimensions of kRows rows (kHalf: 32); weights are pairs of bf16, one pair of tokens
 // a word.
-template <int32_t kRows, bool kHalf>
+template <int32_t kRows, bool kHalf, Fetch kFetch>
 HWY_INLINE void value_block_bf16(const Tile& tile, int32_t d, const uint32_t* HWY_RESTRICT weights,
-                                 const float* HWY_RESTRICT rescale, float* HWY_RESTRICT sums, bool prefetch) {
+                                 const float* HWY_RESTRICT rescale, float* HWY_RESTRICT sums) {
+  constexpr int32_t kLines = kHalf ? 1 : 2;  // of a row
   // Four named accumulators a row: gcc 12 keeps arrays of arrays of them in memory.
   __m512 sum0[kRows], sum1[kRows], sum2[kRows], sum3[kRows];
   for (int32_t r = 0; r < kRows; ++r) {
@@ -124,10 +144,12 @@ HWY_INLINE void value_block_bf16(const Tile& tile, int32_t d, const uint32_t* HW
     sum3[r] = kHalf ? _mm512_setzero_ps() : _mm512_mul_ps(factor, _mm512_load_ps(from + 48));
   }
   for (int32_t t = 0; t < tile.num_tokens; t += 2) {
-    if (prefetch) fetch_values(tile, t, d);
     const TokenPair a = load_pair(tile.values[t], tile.values[t + 1], d);
     const TokenPair b = kHalf ? a : load_pair(tile.values[t], tile.values[t + 1], d + 32);
     for (int32_t r = 0; r < kRows; ++r) {
+      for (int32_t i = 2 * kLines * r / kRows; i < 2 * kLines * (r + 1) / kRows; ++i) {
+        fetch_value_line<kFetch>(tile, t, d, kLines, i);
+      }
       const __m512i weight = _mm512_set1_epi32(static_cast<int32_t>(weights[r * (kTileTokens / 2) + t / 2]));
       sum0[r] = dot(sum0[r], weight, a.low);
       sum1[r] = dot(sum1[r], weight, a.high);
@@ -148,12 +170,11 @@ HWY_INLINE void value_block_bf16(const Tile& tile, int32_t d, const uint32_t* HW
   }
 }
 
-template <int32_t kRows>
-HWY_INLINE void value_rows_bf16(const Tile& tile, const uint32_t* weights, const float* rescale, float* sums,
-                                bool prefetch) {
+template <int32_t kRows, Fetch kFetch>
+HWY_INLINE void value_rows_bf16(const Tile& tile, const uint32_t* weights, const float* rescale, float* sums) {
   int32_t d = 0;
-  for (; d + 64 <= tile.head_dim; d += 64) value_block_bf16<kRows, false>(tile, d, weights, rescale, sums, prefetch);
-  if (d < tile.head_dim) value_block_bf16<kRows, true>(tile, d, weights, rescale, sums, prefetch);
+  for (; d + 64 <= tile.head_dim; d += 64) value_block_bf16<kRows, false, kFetch>(tile, d, weights, rescale, sums);
+  if (d < tile.head_dim) value_block_bf16<kRows, true, kFetch>(tile, d, weights, rescale, sums);
 }
 
 // The last token of an odd tile is paired with itself under weight 0, which soften gave to the entries past the end.
@@ -165,13 +186,16 @@ void value_tile<DotRows>(const Tile& tile, const float* weights, const float* re
     const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(weights + i));
     _mm256_store_si256(reinterpret_cast<__m256i*>(pairs + i / 2), rounded);
   }
-  int32_t r = 0;
-  const bool prefetch = fetch && tile.next_values != nullptr;
-  for (; r + 4 <= tile.num_rows; r += 4) {
-    value_rows_bf16<4>(tile, pairs + r * (kTileTokens / 2), rescale + r, sums + r * tile.head_dim, prefetch && r == 0);
-  }
-  for (; r < tile.num_rows; ++r) {
-    value_rows_bf16<1>(tile, pairs + r * (kTileTokens / 2), rescale + r, sums + r * tile.head_dim, prefetch && r == 0);
+  Fetch how = fetch ? fetch_of<DotRows>(tile) : Fetch::none;  // by the first rows
+  for (int32_t r = 0; r < tile.num_rows; how = Fetch::none) {
+    const bool four = r + 4 <= tile.num_rows;
+    with_fetch(how, [&]<Fetch kFetch>() {
+      const uint32_t* weight = pairs + r * (kTileTokens / 2);
+      float* sum = sums + r * tile.head_dim;
+      four ? value_rows_bf16<4, kFetch>(tile, weight, rescale + r, sum)
+           : value_rows_bf16<1, kFetch>(tile, weight, rescale + r, sum);
+    });
+    r += four ? 4 : 1;
   }
 }
 

@@ -161,11 +161,7 @@ void add_fours(const Tile& tile, const Partial& partial) {
     const float* q = tile.q + row * tile.head_dim;
     float* stats = partial.stats + row * kRowStats;
     const int64_t first = int64_t{row} * tile.head_dim;
-    switch (fetch) {
-      case Fetch::none: score_four<Rows, Fetch::none>(tile, q, weights); break;
-      case Fetch::run: score_four<Rows, Fetch::run>(tile, q, weights); break;
-      case Fetch::turns: score_four<Rows, Fetch::turns>(tile, q, weights); break;
-    }
+    with_fetch(fetch, [&]<Fetch kFetch>() HWY_ATTR { score_four<Rows, kFetch>(tile, q, weights); });
     soften_four(tile, tokens, weights, stats, rescale);
     value_rows_and_fetch<Rows, ByToken, 4>(tile, fetch, weights, rescale, partial.sum + first);
     if (!tile.with_variance) continue;

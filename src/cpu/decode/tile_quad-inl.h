@@ -41,12 +41,11 @@ HWY_INLINE __m512 sum_lanes(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
 constexpr int32_t kScatteredOrder[] = {64, 0, 96, 32};  // of 128 dimensions
 
 // scores [kTileTokens / 4, 4, 4] f32: token block, row, token. kScattered: head_dim is a multiple of 128.
-template <bool kLow, bool kScattered>
+template <bool kLow, bool kScattered, Fetch kFetch>
 HWY_INLINE void score_quad(const Tile& tile, const uint16_t* HWY_RESTRICT q,  // q [4, 2, head_dim] bits
-                           float* HWY_RESTRICT scores, bool fetch) {
-  const int32_t lines = num_cache_lines(int64_t{2} * tile.head_dim);
+                           float* HWY_RESTRICT scores) {
   for (int32_t t = 0; t < tile.num_tokens; t += 4) {
-    if (fetch) fetch_lines(tile.next_keys, tile.next_scattered, t / 4, 0, lines);
+    const void* const* next = kFetch == Fetch::none ? nullptr : tile.next_keys + t;  // [4] pointers
     __m512 sum[4][4];
     for (auto& row : sum) {
       for (auto& v : row) v = _mm512_setzero_ps();
@@ -55,6 +54,7 @@ HWY_INLINE void score_quad(const Tile& tile, const uint16_t* HWY_RESTRICT q,  //
       __m512i key[4];
       for (int32_t j = 0; j < 4; ++j) key[j] = _mm512_loadu_si512(static_cast<const uint16_t*>(tile.keys[t + j]) + d);
       for (int32_t r = 0; r < 4; ++r) {
+        fetch_key_line<kFetch>(next, d, r);
         const __m512i high = _mm512_loadu_si512(q + 2 * r * tile.head_dim + d);
         for (int32_t j = 0; j < 4; ++j) sum[r][j] = dot(sum[r][j], high, key[j]);
         if constexpr (kLow) {
@@ -93,13 +93,12 @@ struct QuadTokens {
 };
 
 // sums[r][...] = sums[r][...] * rescale[4 r] + sum_t weight[r][t] * values[t][...] for four rows.
-// Meanwhile dimensions [fetch_begin, fetch_end) of the next tile's values are fetched.
+// Meanwhile the next tile's values are fetched.
+template <Fetch kFetch>
 HWY_INLINE void value_quad(const Tile& tile, const uint32_t* HWY_RESTRICT weights,  // weights [kTileTokens / 4, 4, 2] bits
                            const float* HWY_RESTRICT rescale,                       // rescale [4, 4] f32
-                           float* HWY_RESTRICT sums,                                // sums [4, head_dim] f32
-                           int32_t fetch_begin, int32_t fetch_end) {
+                           float* HWY_RESTRICT sums) {                              // sums [4, head_dim] f32
   for (int32_t d = 0; d < tile.head_dim; d += 64) {
-    const bool fetch = d >= fetch_begin && d < fetch_end;
     const bool half = d + 32 == tile.head_dim;  // the upper half is then computed from the lower one and dropped
     __m512 sum0[4], sum1[4], sum2[4], sum3[4];
     for (int32_t r = 0; r < 4; ++r) {
@@ -113,11 +112,11 @@ HWY_INLINE void value_quad(const Tile& tile, const uint32_t* HWY_RESTRICT weight
     }
     const int32_t upper = half ? d : d + 32;
     for (int32_t t = 0; t < tile.num_tokens; t += 2) {
-      if (fetch) fetch_values(tile, t, d);
       const TokenPair a = load_pair(tile.values[t], tile.values[t + 1], d);
       const TokenPair b = load_pair(tile.values[t], tile.values[t + 1], upper);
       const uint32_t* word = weights + t / 4 * 8 + t / 2 % 2;
       for (int32_t r = 0; r < 4; ++r) {
+        if (r < 2 || !half) fetch_value_line<kFetch>(tile, t, d, half ? 1 : 2, r);
         const __m512i weight = _mm512_set1_epi32(static_cast<int32_t>(word[2 * r]));
         sum0[r] = dot(sum0[r], weight, a.low);
         sum1[r] = dot(sum1[r], weight, a.high);
@@ -140,11 +139,11 @@ HWY_INLINE void value_quad(const Tile& tile, const uint32_t* HWY_RESTRICT weight
 // The same bits for head_dim 128, two query rows at a time and whole rows of values: twice the interleaving, but values that
 // follow one another in memory are then read from end to end, and the hardware's prefetchers go along. Dense decode took 7.0
 // instead of 5.8 ms with blocks of 64 dimensions, on one thread that could stream as much in 5.0; scattered rows gain nothing.
+template <Fetch kFetch>
 HWY_INLINE void value_quad_rows(const Tile& tile,
                                 const uint32_t* HWY_RESTRICT weights,  // weights [kTileTokens / 4, 4, 2] bits
                                 const float* HWY_RESTRICT rescale,     // rescale [4, 4] f32
-                                float* HWY_RESTRICT sums,              // sums [4, 128] f32
-                                bool fetch) {
+                                float* HWY_RESTRICT sums) {            // sums [4, 128] f32
   constexpr int32_t kDim = 128, kVectors = kDim / 16;
   for (int32_t r = 0; r < 4; r += 2) {
     float* to = sums + r * kDim;
@@ -156,16 +155,13 @@ HWY_INLINE void value_quad_rows(const Tile& tile,
       sum1[i] = _mm512_mul_ps(factor1, _mm512_load_ps(to + kDim + 16 * i));
     }
     for (int32_t t = 0; t < tile.num_tokens; t += 2) {
-      if (fetch) {  // a row at a time
-        const int32_t row = t / 2 + r * (kTileTokens / 4);
-        for (int32_t byte = 0; byte < 2 * kDim; byte += 64)
-          __builtin_prefetch(static_cast<const char*>(tile.next_values[row]) + byte, 0, 2);
-      }
+      const int32_t row = t / 2 + r * (kTileTokens / 4);  // of the next tile, four lines
       const uint32_t* word = weights + t / 4 * 8 + t / 2 % 2 + 2 * r;
       const __m512i weight0 = _mm512_set1_epi32(static_cast<int32_t>(word[0]));
       const __m512i weight1 = _mm512_set1_epi32(static_cast<int32_t>(word[2]));
 #pragma GCC unroll 4
       for (int32_t i = 0; i < kVectors; i += 2) {
+        if constexpr (kFetch != Fetch::none) fetch_key_line<kFetch>(tile.next_values + row / 4 * 4, row % 4 * 32, i / 2);
         const TokenPair value = load_pair(tile.values[t], tile.values[t + 1], 16 * i);
         sum0[i] = dot(sum0[i], weight0, value.low);
         sum1[i] = dot(sum1[i], weight1, value.low);
@@ -230,36 +226,32 @@ HWY_INLINE void vary_quad(const Tile& tile, const QuadTokens& tokens,
 }
 
 // The tile's part of rows [row, row + 4).
+template <Fetch kFetch>
 HWY_INLINE void add_quad(const Tile& tile, const Partial& partial, const QuadTokens& tokens, int32_t row) {
   alignas(64) float scores[4 * kTileTokens];                 // [kTileTokens / 4, 4, 4] f32; later p
   alignas(64) uint32_t pairs[2 * kTileTokens];               // [kTileTokens / 4, 4, 2] bits
   alignas(64) float rescale[16];                             // [4, 4] f32
   float* sums = partial.sum + int64_t{row} * tile.head_dim;  // [4, head_dim] f32
   const auto* q = reinterpret_cast<const uint16_t*>(tile.q) + int64_t{2} * row * tile.head_dim;
-  const bool fetch = tile.next_keys != nullptr && row == 0;
   if (tile.scattered && tile.head_dim % 128 == 0) {
-    tile.q_is_bf16 ? score_quad<false, true>(tile, q, scores, fetch) : score_quad<true, true>(tile, q, scores, fetch);
+    tile.q_is_bf16 ? score_quad<false, true, kFetch>(tile, q, scores) : score_quad<true, true, kFetch>(tile, q, scores);
   } else {
-    tile.q_is_bf16 ? score_quad<false, false>(tile, q, scores, fetch) : score_quad<true, false>(tile, q, scores, fetch);
+    tile.q_is_bf16 ? score_quad<false, false, kFetch>(tile, q, scores) : score_quad<true, false, kFetch>(tile, q, scores);
   }
   float* row_stats = partial.stats + row * kRowStats;  // [4, 4] f32: block r is row r's
   __m512 stats = _mm512_loadu_ps(row_stats);
   const __m512 factor = soften_quad(tile, tokens, scores, pairs, stats);
   _mm512_store_ps(rescale, factor);
-  // Two passes over the values share the fetching, so that memory never idles.
-  const int32_t fetch_end = fetch ? tile.head_dim : 0;
-  int32_t fetch_middle = partial.spread != nullptr ? fetch_end / 2 : fetch_end;
   if (tile.head_dim == 128 && !tile.scattered) {
-    value_quad_rows(tile, pairs, rescale, sums, fetch);
-    fetch_middle = fetch_end;
+    value_quad_rows<kFetch>(tile, pairs, rescale, sums);
   } else {
-    value_quad(tile, pairs, rescale, sums, 0, fetch_middle);
+    value_quad<kFetch>(tile, pairs, rescale, sums);
   }
   if (tile.with_variance) {
     vary_quad(tile, tokens, scores, pairs, stats);
     if (partial.spread != nullptr) {
       _mm512_store_ps(rescale, _mm512_mul_ps(factor, factor));
-      value_quad(tile, pairs, rescale, partial.spread + int64_t{row} * tile.head_dim, fetch_middle, fetch_end);
+      value_quad<Fetch::none>(tile, pairs, rescale, partial.spread + int64_t{row} * tile.head_dim);
     }
   }
   _mm512_storeu_ps(row_stats, stats);
@@ -287,6 +279,8 @@ HWY_INLINE void load_tokens_of(const Tile& tile, bool with_norms, QuadTokens& to
 void add_quads(const Tile& tile, const Partial& partial) {
   QuadTokens tokens;
   load_tokens_of(tile, partial.spread != nullptr, tokens);
-  if (tile.next_keys != nullptr) fetch_rest(tile);
-  for (int32_t row = 0; row < tile.num_rows; row += 4) add_quad(tile, partial, tokens, row);
+  const Fetch fetch = fetch_of<DotRows>(tile);
+  if (fetch == Fetch::none) fetch_at_once<DotRows>(tile);
+  with_fetch(fetch, [&]<Fetch kFetch>() { add_quad<kFetch>(tile, partial, tokens, 0); });
+  for (int32_t row = 4; row < tile.num_rows; row += 4) add_quad<Fetch::none>(tile, partial, tokens, row);
 }
