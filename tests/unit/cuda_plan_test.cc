@@ -59,7 +59,8 @@ TEST(CudaCut, ManyListsHaveFewerAndLongerLeaves) {
   constexpr int32_t kFew = 8, kMany = 32;
   EXPECT_EQ(Cut(262, kFew).pairs, 8);  // 17 steps: leaves of one, one of two
   EXPECT_EQ(Cut(262, kMany).pairs, 4);
-  EXPECT_EQ(Cut(2621, kFew).pairs, 16);
+  EXPECT_EQ(Cut(1311, kFew).pairs, 16);
+  EXPECT_EQ(Cut(2621, kFew).pairs, 32);
   EXPECT_EQ(Cut(2621, kMany).pairs, 16);
 }
 
@@ -99,7 +100,8 @@ TEST(CudaBlocks, AreAsManyAsTheDeviceHolds) {
     const Blocks blocks = cuda::choose_blocks(Cut(n, 8).pairs, lists, kRoom);
     return std::pair(blocks.per_list, blocks.warps);
   };
-  EXPECT_EQ(choose(2621, 8), std::pair(16, 4));   // a block for each pair
+  EXPECT_EQ(choose(1311, 8), std::pair(16, 4));   // a block for each pair
+  EXPECT_EQ(choose(2621, 8), std::pair(32, 4));   // 256 blocks
   EXPECT_EQ(choose(2621, 32), std::pair(8, 4));   // 256 blocks
   EXPECT_EQ(choose(2621, 64), std::pair(4, 4));   // 256
   EXPECT_EQ(choose(2621, 128), std::pair(2, 4));  // 256

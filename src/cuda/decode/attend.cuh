@@ -67,6 +67,11 @@ __device__ __forceinline__ bool holds_variance(int n) {
   return T::kCertificates && (T::kColumnTiles == 1 ? threadIdx.x % 4 >= 2 : n == 1);
 }
 
+// Of this lane's place in a stage's keys or values the same 32 * step bytes further along the row: XOR, because pieces are permuted.
+__device__ __forceinline__ uint32_t along_row(uint32_t address, int step) {
+  return (address ^ step % 4 * 32) + step / 4 * 128;
+}
+
 // scores[n][0..3] = q . k of (token g, slot 2c), (g, 2c + 1), (g + 8, 2c), (g + 8, 2c + 1), slots from n * 8 on.
 template <typename T>
 __device__ __forceinline__ void score(uint32_t keys, const Queries<T>& queries, float (&scores)[T::kColumnTiles][4]) {
@@ -77,12 +82,12 @@ __device__ __forceinline__ void score(uint32_t keys, const Queries<T>& queries, 
 #pragma unroll
     for (int n = 0; n < T::kColumnTiles; ++n) query[n] = queries.read(i, n);
     uint4 rows;
-    if constexpr (T::kKvBytes == 1) rows = load_matrices(keys + i * 32);
+    if constexpr (T::kKvBytes == 1) rows = load_matrices(along_row(keys, i));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint4 a;
       if constexpr (T::kKvBytes == 2) {
-        a = load_matrices(keys + i * 64 + half * 32);
+        a = load_matrices(along_row(keys, 2 * i + half));
       } else {
         // A lane's four bytes are dims 4c to 4c + 3 of 16; the query's operand is read in the same order.
         const uint2 low = widen_e4m3<T::kBf16>(half == 0 ? rows.x : rows.z);
@@ -161,7 +166,7 @@ __device__ __forceinline__ void add_values(Running<T>& run, uint32_t values,
   };
 #pragma unroll
   for (int i = 0; i < T::kRowBytes / 32; ++i) {
-    const uint4 rows = load_matrices_transposed(values + i * 32);
+    const uint4 rows = load_matrices_transposed(along_row(values, i));
     if constexpr (T::kKvBytes == 2) {
       add(i, rows.x, rows.y, rows.z, rows.w);
     } else {
@@ -195,11 +200,12 @@ struct StageLane {
 
   __device__ StageLane() {
     const uint32_t lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
-    keys = (row + matrix % 2 * 8) * T::kRowStride + matrix / 2 * 16;
+    keys = piece_offset<T>(row + matrix % 2 * 8, matrix / 2);
     // 16 bits: matrices (tokens, dims) 0 and 0, 0 and 8, 8 and 0, 8 and 8. 8 bits: a matrix has 16 dims; 0 and 0, 8 and 0, ...
-    values = T::kKvBytes == 2 ? (row + matrix / 2 * 8) * T::kRowStride + matrix % 2 * 16
-                              : (row + matrix % 2 * 8) * T::kRowStride + matrix / 2 * 16;
+    values = T::kKvBytes == 2 ? piece_offset<T>(row + matrix / 2 * 8, matrix % 2)
+                              : piece_offset<T>(row + matrix % 2 * 8, matrix / 2);
     values += offsetof(Stage<T>, values);
+    static_assert(offsetof(Stage<T>, values) % 128 == 0, "along_row changes bits 5 and 6 only");
     entry = lane / 4 * 4;
   }
 };

@@ -23,7 +23,7 @@ struct alignas(16) Leaf {
 // Shared memory of a block; the warps' rings follow, kStages stages each. Once a warp has read its rows, its ring's memory holds
 // its leaf.
 template <typename T>
-struct Shared {
+struct alignas(128) Shared {
   alignas(16) char queries[T::kSlots][T::kQueryStride];  // one row of q for each slot
   int last;                                              // whether the block arrived last
 

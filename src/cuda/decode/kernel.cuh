@@ -10,7 +10,7 @@ namespace rarefy::cuda {
 
 template <typename T>
 __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(const __grid_constant__ DecodeParams p) {
-  extern __shared__ __align__(16) char memory[];
+  extern __shared__ __align__(128) char memory[];
   Shared<T>& shared = *reinterpret_cast<Shared<T>*>(memory);
   Work work;
   work.place = Place(p);

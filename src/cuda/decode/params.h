@@ -34,13 +34,15 @@ struct Cut {
   int32_t pairs = 1, short_leaf = 1, long_leaves = 0;  // leaves have short_leaf steps, the first long_leaves one more
 
   // Powers of two, so that pairs can be dealt out evenly. A multiprocessor is to have one block or two: 16 pairs of 8 lists are 128 blocks
-  // for 132 multiprocessors, 32 are 256. More pairs of a short list spend more on merging than they save on rows.
+  // for 132 multiprocessors, 32 are 256. More pairs of a short list spend more on merging than they save on rows (8 lists of a sequence,
+  // batch 1, 4 and 16: 2,621 tokens 8.3, 16.8 and 48.6 us with 32 and 8.9, 16.2 and 48.0 with 16; 1,311 tokens 7.0, 12.3 and 31.3, and 6.8, 11.2 and 27.4).
   // Leaves of one step are the quickest for a sequence alone, but a leaf costs as much as a step to begin and end: where a sequence has many
   // lists, there are warps enough with leaves of two.
   RAREFY_HOST_DEVICE constexpr Cut(int32_t n, int32_t num_lists) {
     const uint32_t steps = n > kStepTokens ? static_cast<uint32_t>(n - 1) / kStepTokens + 1 : 1;
-    const uint32_t leaf_steps = num_lists < kManyLists ? 1 : 2;  // about, at least
-    uint32_t chosen = n <= 4096 ? kFewPairs : n <= 32768 ? 2 * kFewPairs : kMaxPairs;
+    const bool few_lists = num_lists < kManyLists;
+    const uint32_t leaf_steps = few_lists ? 1 : 2;  // about, at least
+    uint32_t chosen = n <= (few_lists ? 2048 : 4096) ? kFewPairs : n <= 32768 ? 2 * kFewPairs : kMaxPairs;
     while (chosen > 1 && (chosen - 1) * kPairLeaves * leaf_steps >= steps)
       chosen /= 2;  // no pair is empty; the last leaf may be
     pairs = static_cast<int32_t>(chosen);

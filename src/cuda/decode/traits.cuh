@@ -17,8 +17,7 @@ struct DecodeTraits {
   static constexpr int kMaxThreads = 32 * kMaxBlockWarps;
   static constexpr int kSlots = 8 * kColumnTiles, kColumns = kCertificates ? kSlots / 2 : kSlots;
   static constexpr int kDimTiles = kHeadDim / 16;
-  // The pad of 16 bytes spreads the eight rows that ldmatrix reads at a time over the banks.
-  static constexpr int kRowBytes = kHeadDim * kKvBytes, kRowStride = kRowBytes + 16;
+  static constexpr int kRowBytes = kHeadDim * kKvBytes;
   static constexpr int kQueryStride = kHeadDim * 2 + 16;
   static constexpr int kBlocks = blocks_per_multiprocessor(kHeadDim, kSlots);
   // 16 KB of rows for each of 8 warps on a multiprocessor, or 8 KB for each of 16: so much may be under way at any time. A stage more
