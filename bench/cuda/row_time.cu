@@ -20,7 +20,7 @@ namespace {
     }                                                                     \
   } while (false)
 
-constexpr int kRowBytes = 256, kRowStride = 272, kStageRows = 32, kStageBytes = kStageRows * kRowStride;
+constexpr int kRowBytes = 256, kStageRows = 32, kStageBytes = kStageRows * kRowBytes;
 constexpr int kMaxStages = 32, kMaxWarps = 4;
 enum class Way { bulk, async };  // cp.async.bulk of a row by one lane; cp.async of 16 bytes by each of 16 lanes
 
@@ -52,7 +52,7 @@ __device__ void fetch(const char* pool, uint32_t row_mask, uint32_t seed, uint32
     }
     __syncwarp();
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     to + lane * kRowStride),
+                     to + lane * kRowBytes),
                  "l"(pool + uint64_t{mine} * kRowBytes), "n"(kRowBytes), "r"(barrier)
                  : "memory");
   } else {
@@ -60,7 +60,7 @@ __device__ void fetch(const char* pool, uint32_t row_mask, uint32_t seed, uint32
     for (int i = 0; i < kStageRows / 2; ++i) {
       const uint32_t row = 2 * i + lane / 16;
       const char* from = pool + uint64_t{__shfl_sync(0xffffffffu, mine, row)} * kRowBytes + lane % 16 * 16;  // [16] bytes
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + row * kRowStride + lane % 16 * 16), "l"(from)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + row * kRowBytes + lane % 16 * 16), "l"(from)
                    : "memory");
     }
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
