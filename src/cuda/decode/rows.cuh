@@ -24,12 +24,28 @@ struct alignas(128) Stage {
 
 // Where a piece of 16 bytes of a row lies in Stage::keys or values. Of rows of 64 bytes two share 128.
 template <typename T>
-__device__ constexpr uint32_t piece_offset(uint32_t row, uint32_t piece) {
+RAREFY_HOST_DEVICE constexpr uint32_t piece_offset(uint32_t row, uint32_t piece) {
   return row * T::kRowBytes + (piece ^ (T::kRowBytes >= 128 ? row % 8 : row / 2 % 4)) * 16;
+}
+// Whether a piece of eight rows lies in different banks, and the pieces of a line of device memory in one line of shared memory.
+template <typename T>
+constexpr bool is_well_placed() {
+  for (uint32_t piece = 0; piece < T::kRowBytes / 16; ++piece) {
+    uint32_t banks = 0;
+    for (uint32_t row = 0; row < 8; ++row) {
+      const uint32_t at = piece_offset<T>(row, piece);
+      if (at / 128 != piece_offset<T>(row, piece / 8 * 8) / 128) return false;
+      banks |= 1u << at / 16 % 8;
+    }
+    if (banks != 0xff) return false;
+  }
+  return true;
 }
 
 template <typename T>
 class Rows {
+  static_assert(is_well_placed<T>());
+
  public:
   // What needs no memory, before the kernel's wait.
   __device__ __forceinline__ Rows(const DecodeParams& p, const Place& place, int kv_head, uint32_t ring)
