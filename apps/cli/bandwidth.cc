@@ -1,7 +1,6 @@
 #include "bandwidth.h"
 
 #include <fmt/format.h>
-#include <omp.h>
 #include <sys/mman.h>
 #include <unistd.h>
 

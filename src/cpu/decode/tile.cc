@@ -32,7 +32,7 @@ constexpr float kNegInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kLn2 = 0.693147181f;
 
 // How the next tile's rows are fetched into the L2 cache while this one is attended to, a line or two at a time: in bursts, as
-// fetch_lines() does it, they fill the queue of cache misses, and memory idles in between (dense decode on two cores of a Zen 3:
+// fetch_rows() does it, they fill the queue of cache misses, and memory idles in between (dense decode on two cores of a Zen 3:
 // 7.1 ms, by and by 5.7 and, evenly, 17 % less).
 enum class Fetch {
   none,
@@ -145,20 +145,21 @@ HWY_INLINE void with_fetch(Fetch fetch, const Function& function) {
   }
 }
 
-// Where fetch_of() found no place: everything at once. Always inline, as fetch_lines().
+// fetch_of(), for what begins with a tile; where that found no place, everything is fetched here, at once. Always inline, as fetch_rows().
 template <class Rows>
-HWY_INLINE void fetch_at_once(const Tile& tile) {
-  if (tile.next_keys == nullptr) return;
-  const int32_t lines = num_cache_lines(tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element)));
-  fetch_rows(tile.next_keys, tile.next_scattered, lines);
-  fetch_rows(tile.next_values, tile.next_scattered, lines);
+HWY_INLINE Fetch begin_fetch(const Tile& tile) {
+  const Fetch fetch = fetch_of<Rows>(tile);
+  if (fetch == Fetch::none && tile.next_keys != nullptr) {
+    const int32_t lines = num_cache_lines(tile.head_dim * static_cast<int64_t>(sizeof(typename Rows::Element)));
+    fetch_rows(tile.next_keys, tile.next_scattered, lines);
+    fetch_rows(tile.next_values, tile.next_scattered, lines);
+  }
+  return fetch;
 }
 
 template <class Rows>
 void score_tile(const Tile& tile, float* HWY_RESTRICT scores) {
-  const Fetch fetch = fetch_of<Rows>(tile);
-  if (fetch == Fetch::none) fetch_at_once<Rows>(tile);
-  with_fetch(fetch, [&]<Fetch kFetch>() HWY_ATTR { score_tile_and_fetch<Rows, kFetch>(tile, scores); });
+  with_fetch(begin_fetch<Rows>(tile), [&]<Fetch kFetch>() HWY_ATTR { score_tile_and_fetch<Rows, kFetch>(tile, scores); });
 }
 
 // Where the weight of a query row and token is.

@@ -25,32 +25,27 @@ struct Partial {
 };
 
 inline constexpr int32_t kPairedWords = 16 * 256;  // high and low parts of 16 rows of queries of 256 dims, two in a word
-inline constexpr int32_t kFetchSteps = kTileTokens / 4;
-inline constexpr int64_t kLineBytes = 64;  // of a cache
+inline constexpr int64_t kLineBytes = 64;          // of a cache
 inline int32_t num_cache_lines(int64_t bytes) { return static_cast<int32_t>((bytes + kLineBytes - 1) / kLineBytes); }
 
-// Fetches cache lines [begin, end) of rows [4 step, 4 step + 4) of a tile into the L2 cache. (Not the L1 cache: it has room for one
-// tile only, and drops prefetches beyond its 20 or so outstanding misses.) Rows that follow one another are taken from end to end,
-// as the hardware's prefetchers like it; scattered rows in turns, because neighbouring lines look like a stream to the hardware,
-// which then fetches what lies behind the row. Always inline: gcc drops calls of functions that do nothing but prefetch.
-[[gnu::always_inline]] inline void fetch_lines(const void* const* rows,  // [kTileTokens] pointers to rows
-                                               bool scattered, int32_t step, int32_t begin, int32_t end) {
-  const auto* four = reinterpret_cast<const char* const*>(rows) + 4 * step;
-  if (scattered) {
-    for (int32_t line = begin; line < end; ++line) {
-      for (int32_t i = 0; i < 4; ++i) __builtin_prefetch(four[i] + int64_t{64} * line, 0, 2);
-    }
-  } else {
-    for (int32_t i = 0; i < 4; ++i) {
-      for (int32_t line = begin; line < end; ++line) __builtin_prefetch(four[i] + int64_t{64} * line, 0, 2);
-    }
-  }
-}
-
-// All rows of a tile at once.
+// Fetches all rows of a tile into the L2 cache at once. (Not the L1 cache: it has room for one tile only, and drops prefetches beyond its
+// 20 or so outstanding misses.) Rows that follow one another are taken from end to end, as the hardware's prefetchers like it; scattered
+// rows four in turns, because neighbouring lines look like a stream to the hardware, which then fetches what lies behind the row. Always
+// inline: gcc drops calls of functions that do nothing but prefetch.
 [[gnu::always_inline]] inline void fetch_rows(const void* const* rows,  // [kTileTokens] pointers to rows
                                               bool scattered, int32_t lines) {
-  for (int32_t step = 0; step < kFetchSteps; ++step) fetch_lines(rows, scattered, step, 0, lines);
+  const auto* row = reinterpret_cast<const char* const*>(rows);
+  for (const auto* end = row + kTileTokens; row < end; row += 4) {
+    if (scattered) {
+      for (int32_t line = 0; line < lines; ++line) {
+        for (int32_t i = 0; i < 4; ++i) __builtin_prefetch(row[i] + kLineBytes * line, 0, 2);
+      }
+    } else {
+      for (int32_t i = 0; i < 4; ++i) {
+        for (int32_t line = 0; line < lines; ++line) __builtin_prefetch(row[i] + kLineBytes * line, 0, 2);
+      }
+    }
+  }
 }
 
 struct Tile {

@@ -42,7 +42,7 @@ static_assert(sizeof(AmxShapes) == 64);
 // GCC's tile loads do not say that they read memory.
 HWY_INLINE void settle_memory() { asm volatile("" ::: "memory"); }
 
-// Fetches the next tile's rows into the L2 cache in the order of fetch_lines, a few lines at a time between the steps of this one.
+// Fetches the next tile's rows into the L2 cache in the order of fetch_rows, a few lines at a time between the steps of this one.
 // Each line holds one of a core's 16 or so places for misses until memory answers, and what the present tile loads from the L2 cache
 // needs one too: a burst of 16 stops it.
 class Fetcher {
@@ -51,50 +51,43 @@ class Fetcher {
       : rows_(tile.next_keys),
         values_(tile.next_values),
         lines_(num_cache_lines(int64_t{2} * tile.head_dim)),
-        scattered_(tile.next_scattered) {
-    if (rows_ != nullptr && tile.next_row_stride == int64_t{2} * tile.head_dim) begin_run();
-  }
+        is_run_(tile.next_row_stride == int64_t{2} * tile.head_dim),
+        scattered_(tile.next_scattered) {}
 
   HWY_INLINE void next(int32_t count) {
-    if (run_ != nullptr) {
-      for (int32_t i = 0; i < count; ++i) __builtin_prefetch(run_ + kLineBytes * i, 0, 2);
-      run_ += kLineBytes * count;
-      if (run_ >= run_end_) next_rows();
+    if (rows_ == nullptr) return;
+    if (is_run_) {  // all rows are one long one
+      const char* line = static_cast<const char*>(rows_[0]) + kLineBytes * line_;
+      for (int32_t i = 0; i < count; ++i) __builtin_prefetch(line + kLineBytes * i, 0, 2);
+      line_ += count;
+      if (line_ >= lines_ * kTileTokens) next_rows();
       return;
     }
-    for (int32_t i = 0; i < count && rows_ != nullptr; ++i) next_in_turns();
+    for (int32_t i = 0; i < count && rows_ != nullptr; ++i) next_line();
   }
   void rest() {
     while (rows_ != nullptr) next(1);
   }
 
  private:
-  void begin_run() {
-    run_ = static_cast<const char*>(rows_[0]);
-    run_end_ = run_ + kLineBytes * lines_ * kTileTokens;
-  }
   void next_rows() {
     rows_ = std::exchange(values_, nullptr);
-    if (run_ != nullptr) rows_ != nullptr ? begin_run() : void(run_ = nullptr);
+    row_ = line_ = 0;
   }
-  void next_in_turns() {
+  void next_line() {
     __builtin_prefetch(static_cast<const char*>(rows_[row_]) + kLineBytes * line_, 0, 2);
     if (scattered_ && ++row_ % 4 != 0) return;  // four rows in turns
     if (scattered_) row_ -= 4;
     if (++line_ < lines_) return;
     line_ = 0;
     row_ += scattered_ ? 4 : 1;
-    if (row_ < kTileTokens) return;
-    row_ = 0;
-    next_rows();
+    if (row_ >= kTileTokens) next_rows();
   }
 
   const void* const* rows_;    // [kTileTokens] pointers; nullable
   const void* const* values_;  // [kTileTokens] pointers; nullable
-  const char* run_ = nullptr;  // [lines_ * kTileTokens, 64] bytes: where rows follow one another, the next line
-  const char* run_end_ = nullptr;
   int32_t lines_, row_ = 0, line_ = 0;
-  bool scattered_;
+  bool is_run_, scattered_;
 };
 
 // The four 128-bit blocks of four vectors, transposed.

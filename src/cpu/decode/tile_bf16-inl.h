@@ -35,9 +35,9 @@ namespace N_AVX3 {
 
 HWY_INLINE __m512 dot(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 
-// Line i of four rows of the next tile while dimensions [d, d + 32) of as many of this one are scored.
+// Line i of four rows of the next tile while dimensions [d, d + 32) of as many rows of this one are worked on.
 template <Fetch kFetch>
-HWY_INLINE void fetch_key_line(const void* const* next, int32_t d, int32_t i) {  // next [4] pointers to [head_dim] bf16
+HWY_INLINE void fetch_line_of_four(const void* const* next, int32_t d, int32_t i) {  // next [4] pointers to [head_dim] bf16
   if constexpr (kFetch == Fetch::run) {
     __builtin_prefetch(static_cast<const char*>(next[0]) + 8 * d + kLineBytes * i, 0, 2);
   } else if constexpr (kFetch == Fetch::turns) {
@@ -59,7 +59,7 @@ HWY_INLINE void score_block_bf16(const uint16_t* HWY_RESTRICT q, int32_t head_di
     __m512i key[4];
     for (int32_t t = 0; t < 4; ++t) key[t] = _mm512_loadu_si512(static_cast<const uint16_t*>(keys[t]) + d);
     for (int32_t r = 0; r < kRows; ++r) {
-      for (int32_t i = 4 * r / kRows; i < 4 * (r + 1) / kRows; ++i) fetch_key_line<kFetch>(next, d, i);
+      for (int32_t i = 4 * r / kRows; i < 4 * (r + 1) / kRows; ++i) fetch_line_of_four<kFetch>(next, d, i);
       const __m512i high = _mm512_loadu_si512(q + 2 * r * head_dim + d);
       for (int32_t t = 0; t < 4; ++t) sum[r][t] = dot(sum[r][t], high, key[t]);
       if constexpr (kLow) {
@@ -99,9 +99,7 @@ HWY_INLINE void score_tile_bf16(const Tile& tile, float* HWY_RESTRICT scores) {
 
 template <>
 void score_tile<DotRows>(const Tile& tile, float* HWY_RESTRICT scores) {
-  const Fetch fetch = fetch_of<DotRows>(tile);
-  if (fetch == Fetch::none) fetch_at_once<DotRows>(tile);
-  with_fetch(fetch, [&]<Fetch kFetch>() {
+  with_fetch(begin_fetch<DotRows>(tile), [&]<Fetch kFetch>() {
     tile.q_is_bf16 ? score_tile_bf16<false, kFetch>(tile, scores) : score_tile_bf16<true, kFetch>(tile, scores);
   });
 }
@@ -118,7 +116,7 @@ HWY_INLINE TokenPair load_pair(const void* first_row, const void* second_row, in
 
 // Line i of two rows of the next tile, `lines` of each, while dimensions from d on of two rows of this one, t and t + 1, are added.
 template <Fetch kFetch>
-HWY_INLINE void fetch_value_line(const Tile& tile, int32_t t, int32_t d, int32_t lines, int32_t i) {
+HWY_INLINE void fetch_line_of_two(const Tile& tile, int32_t t, int32_t d, int32_t lines, int32_t i) {
   if constexpr (kFetch == Fetch::run) {
     const auto* run = static_cast<const char*>(tile.next_values[0]) + int64_t{2} * d * kTileTokens;
     __builtin_prefetch(run + kLineBytes * (t * lines + i), 0, 2);
@@ -148,7 +146,7 @@ HWY_INLINE void value_block_bf16(const Tile& tile, int32_t d, const uint32_t* HW
     const TokenPair b = kHalf ? a : load_pair(tile.values[t], tile.values[t + 1], d + 32);
     for (int32_t r = 0; r < kRows; ++r) {
       for (int32_t i = 2 * kLines * r / kRows; i < 2 * kLines * (r + 1) / kRows; ++i) {
-        fetch_value_line<kFetch>(tile, t, d, kLines, i);
+        fetch_line_of_two<kFetch>(tile, t, d, kLines, i);
       }
       const __m512i weight = _mm512_set1_epi32(static_cast<int32_t>(weights[r * (kTileTokens / 2) + t / 2]));
       sum0[r] = dot(sum0[r], weight, a.low);

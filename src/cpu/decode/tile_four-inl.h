@@ -153,8 +153,7 @@ void add_fours(const Tile& tile, const Partial& partial) {
   describe_tokens(tile, tokens);
   DrawnTokens drawn;
   Tile of_drawn;
-  Fetch fetch = fetch_of<Rows>(tile);
-  if (fetch == Fetch::none) fetch_at_once<Rows>(tile);
+  Fetch fetch = begin_fetch<Rows>(tile);
   for (int32_t row = 0; row < tile.num_rows; row += 4, fetch = Fetch::none) {
     HWY_ALIGN float weights[4 * kTileTokens];  // [kTileTokens, 4] f32; scores at first
     HWY_ALIGN float rescale[4];                // [4] f32

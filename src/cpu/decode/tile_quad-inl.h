@@ -54,7 +54,7 @@ HWY_INLINE void score_quad(const Tile& tile, const uint16_t* HWY_RESTRICT q,  //
       __m512i key[4];
       for (int32_t j = 0; j < 4; ++j) key[j] = _mm512_loadu_si512(static_cast<const uint16_t*>(tile.keys[t + j]) + d);
       for (int32_t r = 0; r < 4; ++r) {
-        fetch_key_line<kFetch>(next, d, r);
+        fetch_line_of_four<kFetch>(next, d, r);
         const __m512i high = _mm512_loadu_si512(q + 2 * r * tile.head_dim + d);
         for (int32_t j = 0; j < 4; ++j) sum[r][j] = dot(sum[r][j], high, key[j]);
         if constexpr (kLow) {
@@ -116,7 +116,7 @@ HWY_INLINE void value_quad(const Tile& tile, const uint32_t* HWY_RESTRICT weight
       const TokenPair b = load_pair(tile.values[t], tile.values[t + 1], upper);
       const uint32_t* word = weights + t / 4 * 8 + t / 2 % 2;
       for (int32_t r = 0; r < 4; ++r) {
-        if (r < 2 || !half) fetch_value_line<kFetch>(tile, t, d, half ? 1 : 2, r);
+        if (r < 2 || !half) fetch_line_of_two<kFetch>(tile, t, d, half ? 1 : 2, r);
         const __m512i weight = _mm512_set1_epi32(static_cast<int32_t>(word[2 * r]));
         sum0[r] = dot(sum0[r], weight, a.low);
         sum1[r] = dot(sum1[r], weight, a.high);
@@ -161,7 +161,8 @@ HWY_INLINE void value_quad_rows(const Tile& tile,
       const __m512i weight1 = _mm512_set1_epi32(static_cast<int32_t>(word[2]));
 #pragma GCC unroll 4
       for (int32_t i = 0; i < kVectors; i += 2) {
-        if constexpr (kFetch != Fetch::none) fetch_key_line<kFetch>(tile.next_values + row / 4 * 4, row % 4 * 32, i / 2);
+        if constexpr (kFetch != Fetch::none)
+          fetch_line_of_four<kFetch>(tile.next_values + row / 4 * 4, row % 4 * 32, i / 2);
         const TokenPair value = load_pair(tile.values[t], tile.values[t + 1], 16 * i);
         sum0[i] = dot(sum0[i], weight0, value.low);
         sum1[i] = dot(sum1[i], weight1, value.low);
@@ -279,8 +280,6 @@ HWY_INLINE void load_tokens_of(const Tile& tile, bool with_norms, QuadTokens& to
 void add_quads(const Tile& tile, const Partial& partial) {
   QuadTokens tokens;
   load_tokens_of(tile, partial.spread != nullptr, tokens);
-  const Fetch fetch = fetch_of<DotRows>(tile);
-  if (fetch == Fetch::none) fetch_at_once<DotRows>(tile);
-  with_fetch(fetch, [&]<Fetch kFetch>() { add_quad<kFetch>(tile, partial, tokens, 0); });
+  with_fetch(begin_fetch<DotRows>(tile), [&]<Fetch kFetch>() { add_quad<kFetch>(tile, partial, tokens, 0); });
   for (int32_t row = 4; row < tile.num_rows; row += 4) add_quad<Fetch::none>(tile, partial, tokens, row);
 }

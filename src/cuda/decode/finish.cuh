@@ -24,8 +24,8 @@ struct alignas(16) Leaf {
 // its leaf.
 template <typename T>
 struct alignas(128) Shared {
-  alignas(16) char queries[T::kSlots][T::kQueryStride];  // one row of q for each slot
-  int last;                                              // whether the block arrived last
+  char queries[T::kSlots][T::kQueryStride];  // one row of q for each slot
+  int last;                                  // whether the block arrived last
 
   static_assert(sizeof(Leaf<T>) <= T::kStages * sizeof(Stage<T>));
   static constexpr int bytes(int num_warps) {
