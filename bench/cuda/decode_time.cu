@@ -3,7 +3,9 @@
 // layer. Comparisons with other libraries: scripts/gpu/bench_attention.
 //
 //   decode_time [--heads 32] [--kv-heads 8] [--dim 128] [--kv-len 131072] [--batch 1,4,8,16] [--sparsity 50,100,500]
-//               [--scope kv|q] [--layers 4] [--page 16] [--cert] [--no-weights]       sparsity 0 = dense
+//               [--scope kv|q] [--layers 4] [--page 16] [--cert] [--no-weights] [--fallback]
+//
+// Sparsity 0 = dense. --fallback: the first list of each sequence is dense (count -1), among sparse ones.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -91,7 +93,7 @@ T* upload(const std::vector<T>& host) {
 
 int main(int argc, char** argv) {
   int heads = 32, kv_heads = 8, dim = 128, kv_len = 131072, layers = 4, page = 16;
-  bool query_scope = false, cert = false, weights = true;
+  bool query_scope = false, cert = false, weights = true, fallback = false;
   std::vector<int> batches = {1, 4, 8, 16}, sparsities = {50, 100, 500};
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
@@ -118,6 +120,8 @@ int main(int argc, char** argv) {
       cert = true;
     else if (flag == "--no-weights")
       weights = false;
+    else if (flag == "--fallback")
+      fallback = true;
     else
       return std::fprintf(stderr, "decode_time: unknown flag '%s'; see the top of decode_time.cu\n", argv[i]), 2;
   }
@@ -170,7 +174,9 @@ int main(int argc, char** argv) {
     // Uniform random ids, ascending: every list and layer its own.
     std::vector<int32_t*> ids(layers);
     std::vector<float*> log_weights(layers);
-    int32_t* counts = upload(std::vector<int32_t>(size_t(max_batch) * lists, selected));
+    std::vector<int32_t> list_counts(size_t(max_batch) * lists, selected);
+    for (size_t list = 0; fallback && list < list_counts.size(); list += lists) list_counts[list] = -1;
+    int32_t* counts = upload(list_counts);
     for (int layer = 0; layer < layers && !dense; ++layer) {
       std::vector<int32_t> all(size_t(max_batch) * lists * selected);
       std::vector<float> w(all.size());
@@ -231,7 +237,8 @@ int main(int argc, char** argv) {
       OK(cudaGraphInstantiate(&replay, graph, 0));
       const std::vector<float> times = timer.run(stream, 20, [&] { OK(cudaGraphLaunch(replay, stream)); });
       const double us = times[times.size() / 2] / layers;
-      const double rows = double(batch) * lists * (dense ? kv_len : selected) * dim * 4;
+      const double tokens = fallback ? kv_len + double(lists - 1) * selected : double(lists) * (dense ? kv_len : selected);
+      const double rows = batch * tokens * dim * 4;
       const double entries = dense ? 0.0 : double(batch) * lists * selected * 8;
       const double ceiling = (rows + entries) / bandwidth * 1e-6 + 5.0;
       std::printf(

@@ -111,6 +111,25 @@ TEST(CudaDecode, MatchesOracleHoweverManyBlocksAListHas) {
   }
 }
 
+// Some lists ten times as long as others of their sequence: blocks are dealt by length, from many for each list to two.
+TEST(CudaDecode, MatchesOracleWhereBlocksAreDealtByLength) {
+  for (size_t batch : {2, 9, 17, 33}) {
+    for (int32_t head_dim : {64, 128, 256}) {
+      if (head_dim != 128 && batch != 17) continue;
+      AttentionCase c = base();
+      c.num_q_heads = 16;
+      c.num_kv_heads = 8;
+      c.head_dim = head_dim;
+      c.kv_lens.clear();
+      for (size_t i = 0; i < batch; ++i) c.kv_lens.push_back(static_cast<int32_t>(600 + i * 397 % 1201));
+      c.density = 0.08;
+      c.dense_fallback = true;
+      c.seed = 370 + batch;
+      check_device_decode(kSparse, c);
+    }
+  }
+}
+
 // The same for the sanitizers, which take long.
 TEST(CudaDecode, MatchesOracleForManyShortLists) {
   for (size_t batch : {50, 140}) {
@@ -123,6 +142,13 @@ TEST(CudaDecode, MatchesOracleForManyShortLists) {
     c.seed = 390 + batch;
     check_device_decode(kSparse, c);
   }
+  AttentionCase c = base();  // many blocks for every list, and lists of all lengths
+  c.num_q_heads = c.num_kv_heads = 8;
+  c.kv_lens = {700, 450, 90};
+  c.density = 0.05;
+  c.dense_fallback = true;
+  c.seed = 395;
+  check_device_decode(kSparse, c);
 }
 
 TEST(CudaDecode, MatchesOracleForEveryLayoutWithFallbacks) {

@@ -68,7 +68,7 @@ TEST(CudaCut, ManyListsHaveFewerAndLongerLeaves) {
 TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholePairs) {
   for (int32_t pairs : {1, 2, 4, 8, 16, 32, 64}) {
     for (int32_t warps : {cuda::kMaxBlockWarps, cuda::kMinBlockWarps}) {
-      for (int32_t blocks = 1; blocks <= 80; ++blocks) {
+      for (int32_t blocks = 1; blocks <= 128; blocks *= 2) {
         const Shares shares(pairs, {blocks, warps});
         const std::string what = std::to_string(pairs) + " in " + std::to_string(blocks) + " of " + std::to_string(warps);
         ASSERT_TRUE(shares.blocks >= 1 && shares.blocks <= blocks) << what;
@@ -115,6 +115,49 @@ TEST(CudaBlocks, AreAsManyAsTheDeviceHolds) {
     const Blocks blocks = cuda::choose_blocks(Cut(100000, 8).pairs, lists, kRoom);
     EXPECT_TRUE(blocks.per_list >= 1 && blocks.per_list <= cuda::kMaxPairs) << lists;
   }
+}
+
+// The rule by which a kernel deals blocks says what the warps then have.
+TEST(CudaDeal, BlocksAreTheFewestForTheShare) {
+  constexpr int32_t kWarps = cuda::kMaxBlockWarps;
+  for (int32_t num_lists : {8, 32}) {
+    for (int32_t n = 0; n <= 140000; n += n < 3000 ? 7 : 997) {
+      const Cut cut(n, num_lists);
+      ASSERT_EQ(cut.steps(), cut.first_step(cuda::kPairLeaves * cut.pairs)) << n;
+      ASSERT_EQ(cut.pair_steps(), cut.first_step(cuda::kPairLeaves)) << n;
+      const auto longest_share = [&](int32_t blocks) {
+        const Shares shares(cut.pairs, {blocks, kWarps});
+        int32_t most = 0;
+        for (int32_t block = 0; block < shares.blocks; ++block) {
+          for (int32_t warp = 0; warp < kWarps; ++warp) {
+            most = std::max(most, cut.first_step(shares.first_leaf(cut.pairs, kWarps, block, warp + 1)) -
+                                      cut.first_step(shares.first_leaf(cut.pairs, kWarps, block, warp)));
+          }
+        }
+        return most;
+      };
+      for (int32_t steps = 1; steps <= 2 * cut.steps(); steps = steps * 5 / 4 + 1) {
+        const int32_t blocks = cuda::blocks_within(cut, steps), leaf_steps = (cut.pair_steps() + 1) / 2;
+        const std::string what =
+            std::to_string(n) + " tokens within " + std::to_string(steps) + ": " + std::to_string(blocks);
+        ASSERT_TRUE(blocks >= 1 && blocks <= cut.pairs && (blocks & (blocks - 1)) == 0) << what;
+        ASSERT_LE(longest_share(blocks), std::max(steps, leaf_steps)) << what;
+        // Half of them would have more, at least as long as all leaves of a list have the same length.
+        if (blocks > 1 && cut.long_leaves == 0) {
+          ASSERT_GT(longest_share(blocks / 2), steps) << what;
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaCluster, FormsWhereTheNextKernelFitsBesideOrListsHaveTwoBlocks) {
+  constexpr int32_t kMultiprocessors = 132;
+  EXPECT_FALSE(cuda::forms_cluster({1, 4}, 8, kMultiprocessors));
+  EXPECT_TRUE(cuda::forms_cluster({16, 4}, 8, kMultiprocessors));
+  EXPECT_FALSE(cuda::forms_cluster({16, 4}, 9, kMultiprocessors));
+  EXPECT_FALSE(cuda::forms_cluster({32, 4}, 1, kMultiprocessors)) << "the hardware's limit";
+  EXPECT_TRUE(cuda::forms_cluster({2, 4}, 128, kMultiprocessors));
 }
 
 struct Refusal {

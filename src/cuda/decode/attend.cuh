@@ -210,10 +210,10 @@ struct StageLane {
   }
 };
 
-// Attends to the 16 tokens of a stage.
+// Weights of the 16 tokens of a stage, by its keys: what add_values() takes.
 template <typename T>
-__device__ __forceinline__ void attend_step(Running<T>& run, uint32_t stage, const StageLane<T>& lane,
-                                            const Queries<T>& queries, const DecodeParams& p, float scale) {
+__device__ __forceinline__ void weigh(Running<T>& run, uint32_t stage, const StageLane<T>& lane, const Queries<T>& queries,
+                                      const DecodeParams& p, float scale, uint32_t (&weights)[2][T::kColumnTiles]) {
   constexpr float kLog2E = 1.4426950408889634f;
   float scores[T::kColumnTiles][4];
   score<T>(stage + lane.keys, queries, scores);
@@ -247,7 +247,6 @@ __device__ __forceinline__ void attend_step(Running<T>& run, uint32_t stage, con
   }
   raise_maximum<T>(run, scores);
 
-  uint32_t weights[2][T::kColumnTiles];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float missing = 0.0f;  // 1 - inclusion probability
@@ -269,14 +268,13 @@ __device__ __forceinline__ void attend_step(Running<T>& run, uint32_t stage, con
       weights[half][n] = transpose_matrix(packed);
     }
   }
-  add_values<T>(run, stage + lane.values, weights);
 }
 
 // A thread's share of the list's queries on their way to shared memory: one row of q for each slot, zeros for slots that serve nothing.
 template <typename T>
 class QueryPieces {
  public:
-  __device__ __forceinline__ QueryPieces(const DecodeParams& p, const Place& place) {
+  __device__ __forceinline__ void load(const DecodeParams& p, const Place& place) {
 #pragma unroll
     for (unsigned i = 0; i < kCount; ++i) {
       const int column = static_cast<int>(slot(i) % T::kColumns);

@@ -158,15 +158,19 @@ class CudaDecode final : public DecodeKernel {
     p.part_stats = reinterpret_cast<float*>(workspace + kHeaderBytes + counters_bytes_);
     p.part_sums = reinterpret_cast<float*>(workspace + kHeaderBytes + counters_bytes_ + stats_bytes_);
     p.pair_capacity = pair_capacity_;
-    p.full_tokens = sparse ? p.max_selected : p.max_kv_len;
     const int32_t room = blocks_per_multiprocessor(problem_.head_dim, columns.slots) * facts_.num_multiprocessors;
-    p.full = Cut(p.full_tokens, num_lists_);
-    launch.blocks = choose_blocks(p.full.pairs, int64_t{args.batch} * num_lists_ * columns.num_blocks, room);
+    const int64_t lists = int64_t{args.batch} * num_lists_ * columns.num_blocks;
+    launch.pairs = Cut(sparse ? p.max_selected : p.max_kv_len, num_lists_).pairs;
+    launch.blocks = choose_blocks(launch.pairs, lists, room);
+    launch.shares = Shares(launch.pairs, launch.blocks);
+    launch.cluster =
+        overlap_ && launch.shares.blocks > 1 && forms_cluster(launch.blocks, lists, facts_.num_multiprocessors);
     launch.certificates = certificates;
+    p.deals_blocks =
+        p.counts != nullptr && num_lists_ > 1 && num_lists_ <= 32 && launch.blocks.per_list > 1 && !launch.shares.two_warps;
     // Blocks of a sequence; about so many sequences are worked on at a time.
     const int32_t blocks = launch.blocks.per_list * num_lists_ * columns.num_blocks;
-    p.full_shares = Shares(p.full.pairs, launch.blocks);
-    p.full_block_tokens = ceil_div(std::max(1, p.max_selected), launch.blocks.per_list);
+    p.block_tokens = ceil_div(std::max(1, p.max_selected), launch.blocks.per_list);
     p.prefetch_table_lines = ceil_div(ceil_div(p.max_pages, 32), blocks);
     p.prefetch_sequences = std::max(1, room / blocks);
     RAREFY_CUDA(launch_(launch, native(stream)));

@@ -108,8 +108,7 @@ __device__ __forceinline__ void store_row(const DecodeParams& p, int64_t at, con
 }
 
 template <typename T>
-__device__ void write_column(const DecodeParams& p, const Place& place, int kv_head, int column,
-                             const ColumnPart<T>& part) {
+__device__ void write_column(const DecodeParams& p, const Place& place, int column, const ColumnPart<T>& part) {
   constexpr float kLn2 = 0.6931471805599453f, kLog2E = 1.4426950408889634f;
   constexpr int kEach = ColumnPart<T>::kEach;
   const int lane = threadIdx.x % 32;
@@ -119,7 +118,7 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int kv_h
   const float factor = rescale(part.maximum, maximum);
   const float total = part.total * factor + rescale(sink, maximum);
   const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
-  const float value_scale = p.value_scales != nullptr ? p.value_scales[kv_head] : 1.0f;
+  const float value_scale = p.value_scales != nullptr ? p.value_scales[place.kv_head(p)] : 1.0f;
   const int64_t row = place.output_row(p, column);
   float out[kEach];
   Floats<kEach> scaled;
@@ -148,16 +147,27 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int kv_h
   if (lane == 0) p.out_rel_std[row] = spread > 0.0f ? sqrtf(spread * scale / norm) : 0.0f;
 }
 
-// Partial results in the workspace: statistics and sums of a pair's slot (columns, then their variances). The pairs of a slot are neighbours.
+// Partial results: statistics and sums of a pair's slot (columns, then their variances). The pairs of a slot are neighbours. They lie in the
+// workspace, or in the shared memory of the cluster's block that merges the column.
 template <typename T>
 struct PartRow {
   float* stats;  // [4] f32: maximum, total, norms
   float* sums;   // [head_dim] f32
 
-  __device__ __forceinline__ PartRow(const DecodeParams& p, const Place& place, int pair, int slot) {
-    const int num_slots = p.columns_per_block * (T::kCertificates ? 2 : 1);
-    const int list = place.list_row * p.num_column_blocks + place.column_block;
-    const int64_t row = static_cast<int64_t>(list * num_slots + slot) * p.pair_capacity + pair;
+  __device__ __forceinline__ PartRow(const DecodeParams& p, const Work& work, int pair, int slot) {
+    constexpr int kKinds = T::kCertificates ? 2 : 1;
+    if (work.in_cluster) {
+      const int kind = slot >= p.columns_per_block ? 1 : 0, column = slot - kind * p.columns_per_block;
+      const int at = (column >> p.parts_column_bits) * kKinds + kind, rank = column & ((1 << p.parts_column_bits) - 1);
+      // [columns that a block merges, kinds, parts_pairs, 4 + head_dim] f32; statistics of all pairs before the sums
+      float* parts = reinterpret_cast<float*>(block_memory() + p.parts_at);
+      float* first = in_block(parts + at * p.parts_pairs * (T::kHeadDim + 4), rank);
+      stats = first + pair * 4;
+      sums = first + p.parts_pairs * 4 + pair * T::kHeadDim;
+      return;
+    }
+    const int list = work.place.list_row(p) * p.num_column_blocks + work.place.column_block;
+    const int64_t row = static_cast<int64_t>(list * p.columns_per_block * kKinds + slot) * p.pair_capacity + pair;
     stats = p.part_stats + row * 4;
     sums = p.part_sums + row * T::kHeadDim;
   }
@@ -170,14 +180,14 @@ __device__ __forceinline__ int part_slot(const DecodeParams& p, int slot) {
 }
 
 template <typename T>
-__device__ void store_part(const DecodeParams& p, const Place& place, int pair, int column, const ColumnPart<T>& part) {
+__device__ void store_part(const DecodeParams& p, const Work& work, int pair, int column, const ColumnPart<T>& part) {
   constexpr int kEach = ColumnPart<T>::kEach;
   const int lane = threadIdx.x % 32;
-  const PartRow<T> row(p, place, pair, column);
+  const PartRow<T> row(p, work, pair, column);
   if (lane == 0) *reinterpret_cast<float4*>(row.stats) = {part.maximum, part.total, 0.0f, 0.0f};
   *reinterpret_cast<Floats<kEach>*>(row.sums + lane * kEach) = part.sums;
   if constexpr (!T::kCertificates) return;
-  const PartRow<T> variance(p, place, pair, p.columns_per_block + column);
+  const PartRow<T> variance(p, work, pair, p.columns_per_block + column);
   if (lane == 0) *reinterpret_cast<float4*>(variance.stats) = {0.0f, part.variance_total, part.variance_norms, 0.0f};
   *reinterpret_cast<Floats<kEach>*>(variance.sums + lane * kEach) = part.variance_sums;
 }
@@ -193,7 +203,7 @@ struct PartRows {
 #pragma unroll
     for (int a = 0; a < kAtOnce; ++a) {
       rows[a] = {};
-      if (a < count) rows[a] = load_past_l1(from + a * T::kHeadDim);
+      if (a < count) rows[a] = *reinterpret_cast<const Floats<kEach>*>(from + a * T::kHeadDim);
     }
   }
   // Lane k has the factors of parts k and k + 32, 0 where there is none.
@@ -206,34 +216,18 @@ struct PartRows {
       for (int i = 0; i < kEach; ++i) sums.at[i] = fmaf(factor, rows[a].at[i], sums.at[i]);
     }
   }
-
- private:
-  static __device__ __forceinline__ Floats<kEach> load_past_l1(const float* from) {  // from [kEach] f32; aligned
-    Floats<kEach> result;
-    if constexpr (kEach == 2) {
-      const float2 pair = __ldcg(reinterpret_cast<const float2*>(from));
-      result.at[0] = pair.x, result.at[1] = pair.y;
-    } else {
-#pragma unroll
-      for (int i = 0; i < kEach; i += 4) {
-        const float4 four = __ldcg(reinterpret_cast<const float4*>(from + i));
-        result.at[i] = four.x, result.at[i + 1] = four.y, result.at[i + 2] = four.z, result.at[i + 3] = four.w;
-      }
-    }
-    return result;
-  }
 };
 
 // Merges the parts of a column.
 template <typename T>
-__device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Place& place, int num_pairs, int column) {
+__device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Work& work, int num_pairs, int column) {
   static_assert(kMaxPairs <= 64, "a lane has two parts");
   const int lane = threadIdx.x % 32;
-  const PartRow<T> parts(p, place, 0, column);  // [num_pairs] of them
+  const PartRow<T> parts(p, work, 0, column);  // [num_pairs] of them
   PartRows<T> rows;
   rows.load(parts.sums, num_pairs);
   const auto load_stats = [&](const float* from, int part) {  // from [num_pairs, 4] f32
-    return part < num_pairs ? __ldcg(reinterpret_cast<const float4*>(from) + part) : float4{-INFINITY, 0.0f, 0.0f, 0.0f};
+    return part < num_pairs ? reinterpret_cast<const float4*>(from)[part] : float4{-INFINITY, 0.0f, 0.0f, 0.0f};
   };
   const float4 stats[2] = {load_stats(parts.stats, lane), load_stats(parts.stats, lane + 32)};
   ColumnPart<T> merged;
@@ -247,7 +241,7 @@ __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, cons
     rows.add(begin, factors, merged.sums);
   }
   if constexpr (T::kCertificates) {
-    const PartRow<T> variances(p, place, 0, p.columns_per_block + column);  // [num_pairs] of them
+    const PartRow<T> variances(p, work, 0, p.columns_per_block + column);  // [num_pairs] of them
     const float4 near = load_stats(variances.stats, lane), far = load_stats(variances.stats, lane + 32);
     factors[0] *= factors[0], factors[1] *= factors[1];
     merged.variance_total = warp_sum(factors[0] * near.y + factors[1] * far.y);
@@ -303,9 +297,9 @@ __device__ __forceinline__ void load_sums(Running<T>& run, int n, int e, const f
   for (int tile = 0; tile < T::kDimTiles; ++tile) {
     float2 pair;
     if constexpr (T::kKvBytes == 2) {
-      pair = {__ldcg(row + tile * 16 + g), __ldcg(row + tile * 16 + g + 8)};
+      pair = {row[tile * 16 + g], row[tile * 16 + g + 8]};
     } else {
-      pair = __ldcg(reinterpret_cast<const float2*>(row + tile * 16 + 2 * g));
+      pair = *reinterpret_cast<const float2*>(row + tile * 16 + 2 * g);
     }
     run.sums[tile][n][e] = pair.x, run.sums[tile][n][e + 2] = pair.y;
   }
@@ -357,18 +351,18 @@ __device__ __forceinline__ ColumnPart<T> fold_leaves(const Leaf<T>& first, const
 // Stores what one warp has of a pair: its first leaf, for load_pair(); or the part that store_part() stores where two warps share it,
 // with the scale of weights taken out.
 template <typename T>
-__device__ __forceinline__ void store_pair(const DecodeParams& p, const Place& place, int pair, const Running<T>& run,
+__device__ __forceinline__ void store_pair(const DecodeParams& p, const Work& work, int pair, const Running<T>& run,
                                            float scale) {
-  for_each_slot<T>(run, place.num_columns, [&](int n, int e, int slot, int g, float norms) {
-    const PartRow<T> row(p, place, pair, part_slot<T>(p, slot));
+  for_each_slot<T>(run, work.place.num_columns, [&](int n, int e, int slot, int g, float norms) {
+    const PartRow<T> row(p, work, pair, part_slot<T>(p, slot));
     store_sums<T>(run, n, e, scale, row.sums);
     if (g == 0) *reinterpret_cast<float4*>(row.stats) = {run.maximum[n][e], run.total[n][e] * scale, norms * scale, 0.0f};
   });
 }
 template <typename T>
-__device__ __forceinline__ void load_pair(const DecodeParams& p, const Place& place, int pair, Running<T>& run) {
+__device__ __forceinline__ void load_pair(const DecodeParams& p, const Work& work, int pair, Running<T>& run) {
   const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-  const auto used = [&](int slot) { return slot % T::kColumns < place.num_columns; };
+  const auto used = [&](int slot) { return slot % T::kColumns < work.place.num_columns; };
   run.clear();
   __syncwarp();  // lanes read what others stored
 #pragma unroll
@@ -377,13 +371,13 @@ __device__ __forceinline__ void load_pair(const DecodeParams& p, const Place& pl
     for (int e = 0; e < 2; ++e) {
       const int slot = n * 8 + 2 * c + e;
       if (!used(slot)) continue;
-      const PartRow<T> row(p, place, pair, part_slot<T>(p, slot));
-      const float4 stats = __ldcg(reinterpret_cast<const float4*>(row.stats));
+      const PartRow<T> row(p, work, pair, part_slot<T>(p, slot));
+      const float4 stats = *reinterpret_cast<const float4*>(row.stats);
       run.maximum[n][e] = stats.x, run.total[n][e] = stats.y;
       load_sums<T>(run, n, e, row.sums);
     }
     if (T::kCertificates && used(n * 8 + g)) {
-      run.norms[n] = __ldcg(PartRow<T>(p, place, pair, part_slot<T>(p, n * 8 + g)).stats + 2);
+      run.norms[n] = PartRow<T>(p, work, pair, part_slot<T>(p, n * 8 + g)).stats[2];
     }
   }
   __syncwarp();  // and all have read before the pair's part takes the place of its first leaf
@@ -437,25 +431,33 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, 
       const ColumnPart<T> part =
           fold_leaves<T>(shared.leaf(which * kPairLeaves), shared.leaf(which * kPairLeaves + 1), column);
       if (num_pairs == 1) {
-        write_column<T>(p, place, work.kv_head, column, part);
+        write_column<T>(p, place, column, part);
       } else {
-        store_part<T>(p, place, static_cast<int>(blockIdx.x) * shares.block_pairs + which, column, part);
+        store_part<T>(p, work, place.block * shares.block_pairs + which, column, part);
       }
     }
   }
   if (num_pairs == 1) return;
-  __syncthreads();
-  if (shares.blocks > 1) {  // a list in one block needs no count, which takes half a microsecond
-    if (threadIdx.x == 0) {
-      int32_t* counter = p.counters + place.list_row * p.num_column_blocks + place.column_block;  // [1] i32
-      shared.last = arrive(counter) == shares.blocks - 1 ? 1 : 0;
-      if (shared.last != 0) *counter = 0;  // for the next run
-    }
+  int first_column = warp, column_step = num_warps;
+  if (work.in_cluster) {
+    arrive_at_cluster();
+    if (place.block >> p.parts_column_bits != 0) return;
+    wait_for_cluster();
+    first_column = place.block + (warp << p.parts_column_bits), column_step = num_warps << p.parts_column_bits;
+  } else {
     __syncthreads();
-    if (shared.last == 0) return;
+    if (shares.blocks > 1) {  // a list in one block needs no count, which takes half a microsecond
+      if (threadIdx.x == 0) {
+        int32_t* counter = p.counters + place.list_row(p) * p.num_column_blocks + place.column_block;  // [1] i32
+        shared.last = arrive(counter) == shares.blocks - 1 ? 1 : 0;
+        if (shared.last != 0) *counter = 0;  // for the next run
+      }
+      __syncthreads();
+      if (shared.last == 0) return;
+    }
   }
-  for (int column = warp; column < place.num_columns; column += num_warps) {
-    write_column<T>(p, place, work.kv_head, column, merge_parts<T>(p, place, num_pairs, column));
+  for (int column = first_column; column < place.num_columns; column += column_step) {
+    write_column<T>(p, place, column, merge_parts<T>(p, work, num_pairs, column));
   }
 }
 

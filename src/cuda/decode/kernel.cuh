@@ -3,52 +3,71 @@
 #pragma once
 
 #include "cuda/decode/attend.cuh"
+#include "cuda/decode/deal.cuh"
 #include "cuda/decode/finish.cuh"
 #include "cuda/decode/rows.cuh"
 
 namespace rarefy::cuda {
 
+inline constexpr uint32_t kAllLanes = 0xffffffffu;
+
 template <typename T>
 __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(const __grid_constant__ DecodeParams p) {
-  extern __shared__ __align__(128) char memory[];
-  Shared<T>& shared = *reinterpret_cast<Shared<T>*>(memory);
+  Shared<T>& shared = *reinterpret_cast<Shared<T>*>(block_memory());
+  if (p.parts_at != 0) arrive_early();
   Work work;
   work.place = Place(p);
   allow_next_kernel();
   prefetch_lists(p, work.place);
-  work.kv_head = p.lists_per_kv_head == 1 ? work.place.list : work.place.list / p.lists_per_kv_head;
-  Rows<T> rows(p, work.place, work.kv_head, shared_address(shared.ring(threadIdx.x / 32)));
-  // Lists are mostly as long as they can be: where this warp's tokens are is known before the count then, and ids are under way with it.
-  work.extent.num_tokens = p.full_tokens, work.extent.dense = p.token_ids == nullptr;
-  Cut cut = p.full;
-  Shares shares = p.full_shares;
-  const int num_warps = static_cast<int>(blockDim.x) / 32;
+  Rows<T> rows(p, work.place, shared_address(shared.ring(threadIdx.x / 32)));
+  // Counts and lengths as they are before the wait are a guess: which tokens are this warp's is known early then, and ids are under way with what
+  // the counts and lengths have become. Where blocks can be dealt, lane l looks at list l.
+  const int own_list = work.place.list, lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane_list = p.deals_blocks ? min(lane, p.num_lists - 1) : own_list;
+  Extent extent = Extent::guess(p, work.place.sequence, lane_list);
+  Cut cut;
+  Shares shares;
+  bool as_placed = true;
   int leaf = 0, end_leaf = 0, first_step = 0;  // of a warp
-  const auto take_share = [&] {
-    const int block = static_cast<int>(blockIdx.x), warp = static_cast<int>(threadIdx.x) / 32;
-    leaf = shares.first_leaf(cut.pairs, num_warps, block, warp);
-    end_leaf = shares.first_leaf(cut.pairs, num_warps, block, warp + 1);
+  QueryPieces<T> pieces;
+#pragma unroll 1
+  for (bool waited = false;; waited = true) {
+    const int num_warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
+    Dealt dealt{own_list, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)};
+    work.extent = extent;
+    if (p.deals_blocks) {
+      as_placed = !is_skewed(extent.num_tokens, p.num_lists);
+      if (!as_placed)
+        dealt = deal_blocks(Cut(extent.num_tokens, p.num_lists), p.num_lists, dealt.blocks,
+                            own_list * dealt.blocks + dealt.block);
+      work.extent.num_tokens = __shfl_sync(kAllLanes, extent.num_tokens, dealt.list);
+      work.extent.dense = __shfl_sync(kAllLanes, extent.dense, dealt.list);
+      work.place.list = dealt.list, work.place.block = dealt.block;
+      rows.move_to(p, work.place);
+    }
+    cut = Cut(work.extent.num_tokens, p.num_lists);
+    shares = Shares(cut.pairs, {dealt.blocks, num_warps});
+    leaf = shares.first_leaf(cut.pairs, num_warps, dealt.block, warp);
+    end_leaf = shares.first_leaf(cut.pairs, num_warps, dealt.block, warp + 1);
     first_step = cut.first_step(leaf);
     rows.place(first_step, cut.first_step(end_leaf), work.extent.num_tokens);
-  };
-  take_share();
-  wait_for_earlier_kernels();
-  rows.load_first(p, work);
-  const QueryPieces<T> pieces(p, work.place);
-  const Extent extent(p, work.place);
-  const bool as_guessed = extent.num_tokens == work.extent.num_tokens && extent.dense == work.extent.dense;
-  work.extent = extent;
-  if (!as_guessed) {
-    cut = Cut(extent.num_tokens, p.num_lists);
-    shares = Shares(cut.pairs, {static_cast<int32_t>(gridDim.x), num_warps});
-    take_share();
+    if (!waited) {
+      if (p.parts_at != 0) wait_for_cluster();  // its blocks run: their shared memory can be written
+      wait_for_earlier_kernels();
+    }
     rows.load_first(p, work);
+    pieces.load(p, work.place);
+    const Extent now(p, work.place.sequence, lane_list);
+    if (__all_sync(kAllLanes, now == extent)) break;
+    extent = now;
   }
-  if (static_cast<int>(blockIdx.x) >= shares.blocks) return;
+  if (work.place.block >= shares.blocks) return;
+  // Blocks that were dealt anew are not those of a cluster.
+  work.in_cluster = p.parts_at != 0 && as_placed && cut.pairs <= p.parts_pairs && shares.blocks >> p.parts_column_bits != 0;
   rows.look_up_first(p, work);
   pieces.store(shared.queries);
 
-  const StageLane<T> lane;
+  const StageLane<T> stage_lane;
   Queries<T> queries;
   queries.address = shared_address(shared.queries) + Queries<T>::lane_offset();
   if (p.num_queries > 1) {
@@ -61,7 +80,7 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
       }
     }
   }
-  const float scale = p.key_scales != nullptr ? p.scale * p.key_scales[work.kv_head] : p.scale;
+  const float scale = p.key_scales != nullptr ? p.scale * p.key_scales[work.place.kv_head(p)] : p.scale;
 
   Running<T> run, first;  // of the present leaf; of its pair's first leaf
   run.clear();
@@ -74,23 +93,37 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     if (shares.two_warps) return;
     leaf_end = cut.first_step(leaf + 1) - first_step;
     if (!is_first) {
-      if constexpr (!T::kHoldsPair) load_pair<T>(p, work.place, pair, first);
+      if constexpr (!T::kHoldsPair) load_pair<T>(p, work, pair, first);
       fold<T>(first, run);
-      store_pair<T>(p, work.place, pair, first, 1.0f / T::kWeightScale);
+      store_pair<T>(p, work, pair, first, 1.0f / T::kWeightScale);
     } else if constexpr (T::kHoldsPair) {
       first = run;
     } else {
-      store_pair<T>(p, work.place, pair, run, 1.0f);
+      store_pair<T>(p, work, pair, run, 1.0f);
     }
     run.clear();
   };
 #pragma unroll 1  // one place that starts copies, those of the first steps too
   for (int step = -T::kStages; step < rows.num_steps(); ++step) {
+    uint32_t stage = 0, weights[2][T::kColumnTiles];
     if (step >= 0) {
-      attend_step<T>(run, rows.wait(), lane, queries, p, scale);
+      stage = rows.wait();
+      weigh<T>(run, stage, stage_lane, queries, p, scale, weights);
+    }
+    if constexpr (T::kKeysApart) {
+      __syncwarp();
+      rows.start(p, work, step + T::kStages);
+      if (step >= 0) rows.wait_for_values();
+    }
+    if (step >= 0) {
+      add_values<T>(run, stage + stage_lane.values, weights);
       __syncwarp();
     }
-    rows.start(p, work, step + T::kStages);
+    if constexpr (T::kKeysApart) {
+      rows.start_values(p, step + T::kStages);
+    } else {
+      rows.start(p, work, step + T::kStages);
+    }
     if (step == -1) __syncthreads();  // queries are there
 #pragma unroll 1
     while (step + 1 == leaf_end && leaf < end_leaf) end_of_leaf();

@@ -3,34 +3,80 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "cuda/decode/kernel.cuh"
 #include "cuda/decode/launch.h"
 
 namespace rarefy::cuda {
 
+// Whether the current device starts such clusters. More than 8 blocks are not guaranteed; asked once for each kernel and device.
+template <typename T>
+bool starts_clusters(const cudaLaunchConfig_t& config, int32_t blocks) {
+  constexpr int kAlways = 8, kDevices = 64;
+  if (blocks <= kAlways) return true;
+  static std::atomic<int> known[kDevices];  // 0 = not asked yet, 1 = no, 2 = yes
+  int device = 0, clusters = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return false;
+  int answer = known[device].load(std::memory_order_relaxed);
+  if (answer == 0) {
+    const bool allowed =
+        cudaFuncSetAttribute(decode_kernel<T>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+        cudaOccupancyMaxActiveClusters(&clusters, decode_kernel<T>, &config) == cudaSuccess && clusters > 0;
+    if (!allowed) static_cast<void>(cudaGetLastError());  // a refusal is an answer
+    known[device].store(answer = allowed ? 2 : 1, std::memory_order_relaxed);
+  }
+  return answer == 2;
+}
+
 template <typename T>
 cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
-  const DecodeParams& p = launch.params;
+  DecodeParams p = launch.params;
+  const auto blocks = static_cast<unsigned>(launch.blocks.per_list);
+  cudaLaunchAttribute overlap = {}, cluster = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = blocks, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[] = {overlap, cluster};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(launch.blocks.per_list),
-                        static_cast<unsigned>(p.num_lists * p.num_column_blocks), static_cast<unsigned>(launch.batch));
+  config.gridDim =
+      dim3(blocks, static_cast<unsigned>(p.num_lists * p.num_column_blocks), static_cast<unsigned>(launch.batch));
   config.blockDim = dim3(static_cast<unsigned>(32 * launch.blocks.warps));
   config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = launch.overlap ? 1 : 0;
   // So much that no more blocks than planned fit on a multiprocessor: where one was left over, the next kernel's blocks would start early
   // on some multiprocessors, three or four on one of them, and 50x at batch 16 took 18 % longer.
   constexpr int kReserved = 1024;  // the system's share of a block's shared memory
   const int planned = T::kBlocks * kMaxBlockWarps / launch.blocks.warps;
-  const int least = launch.shared_bytes / (planned + 1) - kReserved + 16;
-  config.dynamicSmemBytes = static_cast<size_t>(std::max(least, Shared<T>::bytes(launch.blocks.warps)));
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = launch.overlap ? 1 : 0;
-  const cudaError_t error = cudaFuncSetAttribute(decode_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(config.dynamicSmemBytes));
-  return error != cudaSuccess ? error : cudaLaunchKernelEx(&config, decode_kernel<T>, p);
+  const int least = launch.shared_bytes / (planned + 1) - kReserved + 16, most = launch.shared_bytes / planned - kReserved;
+  const int bytes = Shared<T>::bytes(launch.blocks.warps);
+  const auto set_bytes = [&](int needed) {
+    config.dynamicSmemBytes = static_cast<size_t>(std::max(least, needed));
+    return cudaFuncSetAttribute(decode_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(config.dynamicSmemBytes));
+  };
+  p.parts_at = 0;
+  if (launch.cluster) {
+    p.parts_pairs = launch.pairs;
+    p.parts_column_bits = 0;
+    while (2 << p.parts_column_bits <= std::min(launch.shares.blocks, p.columns_per_block)) ++p.parts_column_bits;
+    const int rows = ceil_div(p.columns_per_block, 1 << p.parts_column_bits) * (T::kCertificates ? 2 : 1) * p.parts_pairs;
+    const int with_parts = bytes + rows * (T::kHeadDim + 4) * static_cast<int>(sizeof(float));
+    if (with_parts <= most && set_bytes(with_parts) == cudaSuccess) {
+      config.numAttrs = 2;
+      if (starts_clusters<T>(config, launch.blocks.per_list)) p.parts_at = bytes;
+    }
+  }
+  if (p.parts_at == 0) {
+    // Side by side two blocks of a list take 1 % less time, although they meet in device memory.
+    attributes[1].val.clusterDim.x = 2;
+    config.numAttrs = !launch.overlap ? 0 : blocks % 2 == 0 ? 2 : 1;
+    const cudaError_t error = set_bytes(bytes);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaLaunchKernelEx(&config, decode_kernel<T>, p);
 }
 
 template <int kHeadDim, int kKvBytes, bool kBf16, int kColumnTiles>

@@ -6,6 +6,7 @@
 // does depend on the number of all lists is how many pairs a block has, so that blocks are as many as the device holds at a time.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -18,7 +19,8 @@ namespace rarefy::cuda {
 
 inline constexpr int32_t kStepTokens = 16;  // rows of one matrix instruction
 inline constexpr int32_t kMinBlockWarps = 2, kMaxBlockWarps = 4, kPairLeaves = 2;
-inline constexpr int32_t kFewPairs = 16, kMaxPairs = 64;
+inline constexpr int32_t kFewPairsLog2 = 4, kMaxPairsLog2 = 6, kMaxPairs = 1 << kMaxPairsLog2;
+static_assert(kPairLeaves == 2);
 inline constexpr int32_t kManyLists = 16;  // of a sequence
 // Blocks of four warps that a multiprocessor holds at a time. Two keep enough rows of 256 bytes under way; registers for a third would
 // spill, and a spilled register waits behind the rows. Rows of 128 bytes are half the work of a step for the same instructions, so there are
@@ -28,11 +30,19 @@ constexpr int32_t blocks_per_multiprocessor(int32_t head_dim, int32_t slots) {
 }
 
 RAREFY_HOST_DEVICE constexpr int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
+RAREFY_HOST_DEVICE constexpr int32_t floor_log2(uint32_t a) {  // a > 0
+#ifdef __CUDA_ARCH__
+  return 31 - __clz(static_cast<int>(a));
+#else
+  return static_cast<int32_t>(std::bit_width(a)) - 1;
+#endif
+}
 
 // How a list of n tokens is cut, of a sequence with num_lists of them.
 struct Cut {
   int32_t pairs = 1, short_leaf = 1, long_leaves = 0;  // leaves have short_leaf steps, the first long_leaves one more
 
+  Cut() = default;
   // Powers of two, so that pairs can be dealt out evenly. A multiprocessor is to have one block or two: 16 pairs of 8 lists are 128 blocks
   // for 132 multiprocessors, 32 are 256. More pairs of a short list spend more on merging than they save on rows (8 lists of a sequence,
   // batch 1, 4 and 16: 2,621 tokens 8.3, 16.8 and 48.6 us with 32 and 8.9, 16.2 and 48.0 with 16; 1,311 tokens 7.0, 12.3 and 31.3, and 6.8, 11.2 and 27.4).
@@ -41,18 +51,24 @@ struct Cut {
   RAREFY_HOST_DEVICE constexpr Cut(int32_t n, int32_t num_lists) {
     const uint32_t steps = n > kStepTokens ? static_cast<uint32_t>(n - 1) / kStepTokens + 1 : 1;
     const bool few_lists = num_lists < kManyLists;
-    const uint32_t leaf_steps = few_lists ? 1 : 2;  // about, at least
-    uint32_t chosen = n <= (few_lists ? 2048 : 4096) ? kFewPairs : n <= 32768 ? 2 * kFewPairs : kMaxPairs;
-    while (chosen > 1 && (chosen - 1) * kPairLeaves * leaf_steps >= steps)
-      chosen /= 2;  // no pair is empty; the last leaf may be
-    pairs = static_cast<int32_t>(chosen);
-    short_leaf = static_cast<int32_t>(steps / (chosen * kPairLeaves));
-    long_leaves = static_cast<int32_t>(steps % (chosen * kPairLeaves));
+    // As many leaves as there are, but no pair is empty: (leaves - 2) leaf_steps < steps. The last leaf may be.
+    const int32_t leaf_steps_log2 = few_lists ? 0 : 1;  // about, at least
+    const int32_t most = n <= (few_lists ? 2048 : 4096) ? kFewPairsLog2 : n <= 32768 ? kFewPairsLog2 + 1 : kMaxPairsLog2;
+    const int32_t filled = floor_log2(((steps + (1u << leaf_steps_log2) - 1) >> leaf_steps_log2) + 1);
+    const int32_t leaves_log2 = filled < 1 ? 1 : filled > most + 1 ? most + 1 : filled;
+    pairs = 1 << (leaves_log2 - 1);
+    short_leaf = static_cast<int32_t>(steps >> leaves_log2);
+    long_leaves = static_cast<int32_t>(steps & ((1u << leaves_log2) - 1));
   }
   // Where a leaf begins; that of 2 * pairs is the end.
   RAREFY_HOST_DEVICE constexpr int32_t first_step(int32_t leaf) const {
     return leaf * short_leaf + (leaf < long_leaves ? leaf : long_leaves);
   }
+  // Of the longest pair.
+  RAREFY_HOST_DEVICE constexpr int32_t pair_steps() const {
+    return kPairLeaves * short_leaf + (long_leaves < kPairLeaves ? long_leaves : kPairLeaves);
+  }
+  RAREFY_HOST_DEVICE constexpr int32_t steps() const { return kPairLeaves * pairs * short_leaf + long_leaves; }
 };
 
 // Blocks for each list, and warps of a block.
@@ -74,23 +90,43 @@ constexpr Blocks choose_blocks(int32_t pairs, int64_t num_lists, int32_t room) {
   return {static_cast<int32_t>(best), kMaxBlockWarps};
 }
 
-// Who works on a list: two warps on a pair, one or two pairs in a block; or each warp on some pairs.
+// Who works on a list: two warps on a pair, one or two pairs in a block; or each warp on some pairs. All numbers are powers of two.
 struct Shares {
-  int32_t blocks = 1, block_pairs = 1;
-  bool two_warps = true;  // on a pair
+  int32_t blocks = 1, block_pairs = 1;  // block_pairs is 1 or 2
+  bool two_warps = true;                // on a pair
 
+  Shares() = default;
   RAREFY_HOST_DEVICE constexpr Shares(int32_t pairs, Blocks most) {
     if (most.warps > kPairLeaves && pairs > most.per_list) block_pairs = 2;
     two_warps = pairs <= block_pairs * most.per_list;
-    blocks = two_warps ? ceil_div(pairs, block_pairs) : most.per_list;
+    blocks = two_warps ? pairs >> (block_pairs - 1) : most.per_list;
   }
   // First leaf of a warp of a block with `warps` warps; that of the next warp is the end. Some warps may have none: they help to merge.
   RAREFY_HOST_DEVICE constexpr int32_t first_leaf(int32_t pairs, int32_t warps, int32_t block, int32_t warp) const {
-    if (!two_warps) return kPairLeaves * (pairs * (block * warps + warp) / (warps * blocks));
+    if (!two_warps) return kPairLeaves * (pairs * (block * warps + warp) >> floor_log2(warps * blocks));
     const int32_t most = kPairLeaves * block_pairs;
     return block * most + (warp < most ? warp : most);
   }
 };
+
+// The fewest blocks of kMaxBlockWarps warps for shares of at most `steps` steps (> 0), or of a leaf. Without divisions: a GPU spends more on one than on the rest.
+RAREFY_HOST_DEVICE constexpr int32_t blocks_within(const Cut& cut, int32_t steps) {
+  const int32_t pair_steps = cut.pair_steps();
+  if (pair_steps > steps) return cut.pairs > 1 ? cut.pairs / 2 : 1;
+  int32_t warp_pairs_log2 = floor_log2(steps) - floor_log2(pair_steps);
+  if (pair_steps << warp_pairs_log2 > steps) --warp_pairs_log2;
+  const int32_t blocks = cut.pairs >> warp_pairs_log2 >> floor_log2(kMaxBlockWarps);
+  return blocks > 0 ? blocks : 1;
+}
+
+// Blocks of a list that are started as a cluster merge its parts in their own shared memory, not in device memory: 3 to 6 % less time for short
+// lists at batch 1. All of a cluster are started at once, for which the next kernel's must fit beside this one's; four and eight to a list on a full
+// device took 40 % longer. Two of a list lie on one multiprocessor's places anyway: 1 % less.
+inline constexpr int32_t kMaxCluster = 16;  // from 9 on where the device allows it
+constexpr bool forms_cluster(Blocks blocks, int64_t num_lists, int32_t multiprocessors) {
+  if (blocks.per_list == 1 || blocks.per_list > kMaxCluster) return false;
+  return blocks.per_list == 2 || num_lists * blocks.per_list <= multiprocessors;
+}
 
 // First bytes of a workspace: what check() reports. Zero when all is well.
 inline constexpr int32_t kErrorToken = 1;   // token id outside the sequence
@@ -131,15 +167,17 @@ struct DecodeParams {
   float* out_rel_std;                            // [batch, num_queries, num_q_heads] f32; nullable
   ErrorRecord* error;                            // not a tensor
   int32_t* counters;                             // [batch, num_lists, num_column_blocks] i32; zero between runs
-  float* part_stats;    // [batch, num_lists, num_column_blocks, slots, pair_capacity, 4] f32; maximum, sum, norms, unused
-  float* part_sums;     // [batch, num_lists, num_column_blocks, slots, pair_capacity, head_dim] f32
-  int32_t full_tokens;  // of a list as long as it can be
-  Cut full{0, 1};       // its cut,
-  Shares full_shares{1, {}};     // its shares,
-  int32_t full_block_tokens;     // and about as many tokens of it has a block; two more numbers for prefetching:
+  float* part_stats;     // [batch, num_lists, num_column_blocks, slots, pair_capacity, 4] f32; maximum, sum, norms, unused
+  float* part_sums;      // [batch, num_lists, num_column_blocks, slots, pair_capacity, head_dim] f32
+  int32_t block_tokens;  // about as many tokens of a list as long as can be has a block; two more numbers for prefetching:
   int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
   int32_t prefetch_sequences;    // about as many sequences are worked on at a time
   int32_t pair_capacity;         // pairs that the workspace has room for, per list
+  // Whether a sequence's blocks are dealt to its lists by their lengths where these are not what was planned for (deal.cuh).
+  bool deals_blocks;
+  // The blocks of a list as a cluster: where in a block's shared memory parts lie, for how many pairs; 0 = in the workspace. A column's parts lie
+  // in, and are merged by, the block whose number is the column's last bits.
+  int32_t parts_at, parts_pairs, parts_column_bits;
 };
 
 }  // namespace rarefy::cuda

@@ -48,15 +48,18 @@ class Rows {
 
  public:
   // What needs no memory, before the kernel's wait.
-  __device__ __forceinline__ Rows(const DecodeParams& p, const Place& place, int kv_head, uint32_t ring)
+  __device__ __forceinline__ Rows(const DecodeParams& p, const Place& place, uint32_t ring)
       : ring_(ring), next_(ring), read_(ring) {
-    constexpr int kPieces = T::kRowBytes / 16;
     to_ = piece_offset<T>(lane() / kPieces, lane() % kPieces);
-    keys_ = p.keys + kv_head * p.head_bytes + lane() % kPieces * 16;
-    values_ = p.values + kv_head * p.head_bytes + lane() % kPieces * 16;
-    list_ = static_cast<int64_t>(place.list_row) * p.max_selected;
     table_ = p.page_table + static_cast<int64_t>(place.sequence) * p.max_pages;
-    asm volatile("" : "+l"(keys_), "+l"(values_), "+l"(list_), "+l"(table_), "+r"(to_));
+    asm volatile("" : "+l"(table_), "+r"(to_));
+    move_to(p, place);
+  }
+  __device__ __forceinline__ void move_to(const DecodeParams& p, const Place& place) {
+    keys_ = p.keys + place.kv_head(p) * p.head_bytes + lane() % kPieces * 16;
+    values_ = p.values + place.kv_head(p) * p.head_bytes + lane() % kPieces * 16;
+    list_ = static_cast<int64_t>(place.list_row(p)) * p.max_selected;
+    asm volatile("" : "+l"(keys_), "+l"(values_), "+l"(list_));
   }
 
   // To the warp's steps among those of the list.
@@ -76,25 +79,39 @@ class Rows {
   }
 
   __device__ int num_steps() const { return num_steps_; }
-  // Starts the copies of a step, if there is such a step. Steps come in ascending order, each when the stage it takes has been read.
+  // Starts the copies of a step, if there is such a step. Steps come in ascending order, each when the stage it takes has been read. With
+  // kKeysApart keys and values are started one after the other, each when those of the step before have been read.
   __device__ __forceinline__ void start(const DecodeParams& p, const Work& work, int step) {
+    static_assert(!T::kKeysApart || T::kStages == 1);
     if (step < num_steps_) {
       if (step % 2 == 0) advance(p, work, step / 2);
-      copy(p, step % 2);
-      next_ = following(next_);
+      copy<true, !T::kKeysApart>(p, step % 2);
+      if constexpr (!T::kKeysApart) next_ = following(next_);
     }
     commit_copies();
   }
-  // Waits until the next step is there, T::kStages from it on having been started; returns the shared address of its stage.
+  __device__ __forceinline__ void start_values(const DecodeParams& p, int step) {
+    if (step < num_steps_) copy<false, true>(p, step % 2);
+    commit_copies();
+  }
+  // Waits until the next step is there (kKeysApart: its keys), as many steps from it on having been started as there are stages; returns the
+  // shared address of its stage.
   __device__ __forceinline__ uint32_t wait() {
-    wait_for_copies<T::kStages - 1>();
+    wait_for_copies<T::kKeysApart ? 1 : T::kStages - 1>();
     __syncwarp();
     const uint32_t stage = read_;
     read_ = following(read_);
     return stage;
   }
+  // The next step's keys having been started.
+  __device__ __forceinline__ void wait_for_values() {
+    wait_for_copies<1>();
+    __syncwarp();
+  }
 
  private:
+  static constexpr int kPieces = T::kRowBytes / 16;  // of a row
+
   // Of two steps: lanes 0 to 15 hold the tokens of the first, the others those of the second.
   struct Entries {
     int token, page;
@@ -140,15 +157,17 @@ class Rows {
     return stage + kBytes == ring_ + T::kStages * kBytes ? ring_ : stage + kBytes;
   }
 
+  // Entries go with the keys.
+  template <bool kKeys, bool kValues>
   __device__ __forceinline__ void copy(const DecodeParams& p, int half) const {
-    constexpr int kRowsAtOnce = 32 / (T::kRowBytes / 16), kTurns = kStepTokens / kRowsAtOnce;
-    if (lane() / 16 == half) {
+    constexpr int kRowsAtOnce = 32 / kPieces, kTurns = kStepTokens / kRowsAtOnce;
+    if (kKeys && lane() / 16 == half) {
       const uint32_t entry = next_ + lane() % 16 * 4;
       store_shared(entry + offsetof(Stage<T>, log2_weight), log2_weight_);
       if constexpr (T::kCertificates) store_shared(entry + offsetof(Stage<T>, missing), missing_);
       if (p.num_queries > 1) store_shared(entry + offsetof(Stage<T>, token), __int_as_float(token_));
     }
-    const int first = half * 16 + lane() / (T::kRowBytes / 16);
+    const int first = half * 16 + lane() / kPieces;
     const uint32_t to = next_ + to_;
 #pragma unroll
     for (int i = 0; i < kTurns; ++i) {
@@ -158,8 +177,8 @@ class Rows {
       constexpr int kMixed = T::kRowBytes >= 128 ? 7 : 0;
       const uint32_t keys = (to ^ (i * kRowsAtOnce & kMixed) * 16) + i * kRowsAtOnce * T::kRowBytes;
       const uint32_t values = keys + offsetof(Stage<T>, values);
-      copy_16<T::kRowBytes>(keys, keys_ + from, wanted, policy_);
-      copy_16<T::kRowBytes>(values, values_ + from, wanted, policy_);
+      if constexpr (kKeys) copy_16<T::kRowBytes>(keys, keys_ + from, wanted, policy_);
+      if constexpr (kValues) copy_16<T::kRowBytes>(values, values_ + from, wanted, policy_);
     }
   }
 

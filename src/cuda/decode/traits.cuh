@@ -23,6 +23,8 @@ struct DecodeTraits {
   // 16 KB of rows for each of 8 warps on a multiprocessor, or 8 KB for each of 16: so much may be under way at any time. A stage more
   // where there are few blocks cost 4 % (50x, batch 1): its ids are waited for before the first step is attended to.
   static constexpr int kStages = (32 << 10) / kBlocks / (2 * kStepTokens * kRowBytes);
+  // Where a stage is all there is room for, the next step's keys are copied while this one's values are added up.
+  static constexpr bool kKeysApart = kStages == 1;
   // Whether registers hold a pair's first leaf beside the second. Else it waits in the workspace, which costs 3 to 10 % where warps have
   // whole pairs, but less than registers that spill in every step.
   static constexpr bool kHoldsPair = kDimTiles * kColumnTiles <= 8;

@@ -16,15 +16,17 @@ __device__ inline void record_error(ErrorRecord* error, int32_t kind, int32_t se
   error->value = value, error->limit = limit;
 }
 
-// Which list and columns a block has: known before any memory is read.
+// Which list and columns a block has.
 struct Place {
   int sequence, list, column_block, first_column, num_columns;
-  int list_row;  // of counts; times max_selected: of ids and weights
+  int block;  // of the list's
 
   Place() = default;
+  // With as many blocks for every list.
   __device__ explicit Place(const DecodeParams& p) {
     sequence = blockIdx.z;
     list = blockIdx.y;
+    block = blockIdx.x;
     column_block = 0;
     if (p.num_column_blocks > 1) {
       list = blockIdx.y / p.num_column_blocks;
@@ -32,7 +34,11 @@ struct Place {
     }
     first_column = column_block * p.columns_per_block;
     num_columns = min(p.columns_per_block, p.heads_per_list * p.num_queries - first_column);
-    list_row = sequence * p.num_lists + list;
+  }
+  // Row of counts; times max_selected: of ids and weights.
+  __device__ int list_row(const DecodeParams& p) const { return sequence * p.num_lists + list; }
+  __device__ int kv_head(const DecodeParams& p) const {
+    return p.lists_per_kv_head == 1 ? list : list / p.lists_per_kv_head;
   }
   __device__ int query_of(const DecodeParams& p, int column) const {
     return p.num_queries == 1 ? 0 : (first_column + column) / p.heads_per_list;
@@ -47,21 +53,35 @@ struct Place {
   }
 };
 
-// How long the list is.
+// How long a list is.
 struct Extent {
   int kv_len, num_tokens;
   bool dense;
 
   Extent() = default;
-  __device__ Extent(const DecodeParams& p, const Place& place) {
-    const int given_len = p.kv_lens[place.sequence];
-    int count = p.counts != nullptr ? p.counts[place.list_row] : -1;
+  // Reports what does not fit.
+  __device__ __forceinline__ Extent(const DecodeParams& p, int sequence, int list)
+      : Extent(p, sequence, list, p.kv_lens[sequence], p.counts != nullptr ? p.counts[sequence * p.num_lists + list] : -1,
+               threadIdx.x < 32) {}
+  // Before the kernel's wait: what is there now, which is a guess. Loaded past the L1 cache, which would keep it.
+  static __device__ __forceinline__ Extent guess(const DecodeParams& p, int sequence, int list) {
+    return {p,
+            sequence,
+            list,
+            __ldcg(p.kv_lens + sequence),
+            p.counts != nullptr ? __ldcg(p.counts + sequence * p.num_lists + list) : -1,
+            false};
+  }
+  __device__ bool operator==(const Extent& other) const {
+    return kv_len == other.kv_len && num_tokens == other.num_tokens && dense == other.dense;
+  }
+
+ private:
+  __device__ __forceinline__ Extent(const DecodeParams& p, int sequence, int list, int given_len, int count, bool reports) {
     kv_len = max(0, min(given_len, p.max_kv_len));
-    if (kv_len != given_len && threadIdx.x == 0) {
-      record_error(p.error, kErrorLength, place.sequence, place.list, 0, given_len, p.max_kv_len);
-    }
+    if (kv_len != given_len && reports) record_error(p.error, kErrorLength, sequence, list, 0, given_len, p.max_kv_len);
     if (count < -1 || count > p.max_selected) {
-      if (threadIdx.x == 0) record_error(p.error, kErrorCount, place.sequence, place.list, 0, count, p.max_selected);
+      if (reports) record_error(p.error, kErrorCount, sequence, list, 0, count, p.max_selected);
       count = count < 0 ? 0 : p.max_selected;
     }
     dense = count == -1;
@@ -69,10 +89,16 @@ struct Extent {
   }
 };
 
+// A block's shared memory.
+__device__ __forceinline__ char* block_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+
 struct Work {
   Place place;
   Extent extent;
-  int kv_head;
+  bool in_cluster;  // parts meet in the cluster's shared memory, else in the workspace
 };
 
 // Brings into the L2 cache what the first loads will ask for one after the other: counts, ids, weights, page table. Nothing is read,
@@ -81,20 +107,21 @@ struct Work {
 __device__ __forceinline__ void prefetch_lists(const DecodeParams& p, const Place& place) {
   const int thread = threadIdx.x, threads = blockDim.x;
   if (thread == 0) prefetch_l2(p.kv_lens + place.sequence);
-  if (thread == 1 && p.counts != nullptr) prefetch_l2(p.counts + place.list_row);
+  if (thread == 1 && p.counts != nullptr) prefetch_l2(p.counts + place.list_row(p));
   if (thread < p.prefetch_table_lines) {  // each block takes a share of the sequence's page table
     const int entry = ((blockIdx.y * gridDim.x + blockIdx.x) * p.prefetch_table_lines + thread) * 32;
     if (entry < p.max_pages) prefetch_l2(p.page_table + static_cast<int64_t>(place.sequence) * p.max_pages + entry);
   }
   if (p.token_ids == nullptr) return;
-  const int half = threads / 2, position = blockIdx.x * p.full_block_tokens + (thread % half) * 32;
-  if (thread % half * 32 >= p.full_block_tokens || position >= p.max_selected) return;
+  const int half = threads / 2, position = blockIdx.x * p.block_tokens + (thread % half) * 32;
+  if (thread % half * 32 >= p.block_tokens || position >= p.max_selected) return;
   const int32_t* ids = p.token_ids;  // [batch, num_lists, max_selected] i32; weights have the same layout
   if (thread >= half) ids = reinterpret_cast<const int32_t*>(p.log_weight);
   if (ids == nullptr) return;
-  prefetch_l2(ids + static_cast<int64_t>(place.list_row) * p.max_selected + position);
+  prefetch_l2(ids + static_cast<int64_t>(place.list_row(p)) * p.max_selected + position);
   if (place.sequence + p.prefetch_sequences >= static_cast<int>(gridDim.z)) return;
-  prefetch_l2(ids + static_cast<int64_t>(place.list_row + p.prefetch_sequences * p.num_lists) * p.max_selected + position);
+  prefetch_l2(ids + static_cast<int64_t>(place.list_row(p) + p.prefetch_sequences * p.num_lists) * p.max_selected +
+              position);
 }
 
 }  // namespace rarefy::cuda

@@ -23,6 +23,35 @@ __device__ __forceinline__ void allow_next_kernel() {
 #endif
 }
 
+// The blocks of a cluster meet: all arrive, some wait; who has left counts as arrived. What was written to another block's shared memory
+// before arrive_at_cluster() is there after wait_for_cluster(); arrive_early() only says that this block runs.
+__device__ __forceinline__ void arrive_early() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void arrive_at_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// The same place in the shared memory of block `rank` of the cluster.
+template <typename T>
+__device__ __forceinline__ T* in_block(T* at, int rank) {  // not a tensor: any shared memory, by its generic address
+#if __CUDA_ARCH__ >= 900
+  uint64_t result;
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(result) : "l"(at), "r"(rank));
+  return reinterpret_cast<T*>(result);
+#else
+  return at;
+#endif
+}
+
 // Starts a copy of 16 bytes from device to shared memory past the L1 cache; zeros if not `wanted`, and then nothing is read. kRowBytes
 // of the row are contiguous and all wanted, so that the L2 cache may fetch 128 of them at once: 256 at once took 1 to 3 % longer.
 template <int kRowBytes>
