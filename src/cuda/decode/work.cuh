@@ -89,12 +89,6 @@ struct Extent {
   }
 };
 
-// A block's shared memory.
-__device__ __forceinline__ char* block_memory() {
-  extern __shared__ __align__(128) char memory[];
-  return memory;
-}
-
 struct Work {
   Place place;
   Extent extent;

@@ -1,5 +1,5 @@
-// The few PTX instructions that have no CUDA C++ spelling, one function each. All need sm_80; the dependent-launch pair does
-// nothing before sm_90.
+// The few PTX instructions that have no CUDA C++ spelling, one function each. All need sm_80; the dependent-launch pair and clusters do
+// nothing before sm_90. tests/emulation has the same functions for a CPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,6 +8,12 @@
 #include <cstdint>
 
 namespace rarefy::cuda {
+
+// A block's shared memory.
+__device__ __forceinline__ char* block_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
 
 // Waits until the kernels before this one in the stream have finished and their writes are visible.
 __device__ __forceinline__ void wait_for_earlier_kernels() {
