@@ -74,7 +74,7 @@ struct Thread {
   Warp* warp = nullptr;
   int lane = 0;
   bool done = false;
-  int64_t cluster_generation = -1;  // of its last arrival
+  int64_t cluster_generation = -1;          // of its last arrival
   std::deque<std::vector<Copy>> groups{1};  // the last is being filled
 };
 
@@ -104,7 +104,8 @@ void wait_until(const Barrier& barrier, int64_t generation) {
 
 void swap_stale(std::vector<Stale>& with) {
   for (Stale& stale : with) {
-    for (std::size_t i = 0; i < stale.contents.size(); ++i) std::swap(stale.contents[i], static_cast<unsigned char*>(stale.at)[i]);
+    for (std::size_t i = 0; i < stale.contents.size(); ++i)
+      std::swap(stale.contents[i], static_cast<unsigned char*>(stale.at)[i]);
   }
 }
 
@@ -129,7 +130,8 @@ void run_cluster(const cudaLaunchConfig_t& config, Index first, Index size) {
   Cluster cluster;
   the_cluster = &cluster;
   const int block_threads = static_cast<int>(config.blockDim.x);
-  if (block_threads % kWarp != 0 || config.blockDim.y != 1 || config.blockDim.z != 1) fail("expected blocks of whole warps in one dimension");
+  if (block_threads % kWarp != 0 || config.blockDim.y != 1 || config.blockDim.z != 1)
+    fail("expected blocks of whole warps in one dimension");
   for (unsigned z = 0; z < size.z; ++z) {
     for (unsigned y = 0; y < size.y; ++y) {
       for (unsigned x = 0; x < size.x; ++x) {

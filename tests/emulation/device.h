@@ -24,13 +24,14 @@ const Index& thread_index();
 const Index& block_index();
 const Index& block_size();
 const Index& grid_size();
-char* block_memory();                       // dynamic shared memory of its block
-char* block_memory(int rank);               // of a block of its cluster
-int block_rank_of(const void* shared);      // which of them a place in shared memory belongs to; not a tensor
+char* block_memory();                   // dynamic shared memory of its block
+char* block_memory(int rank);           // of a block of its cluster
+int block_rank_of(const void* shared);  // which of them a place in shared memory belongs to; not a tensor
 
 // What a thread waits for. All lanes of a warp take part in the first two.
 void wait_for_warp();
-std::array<const unsigned char*, 32> exchange(const void* own, std::size_t bytes);  // of every lane; valid until the next exchange but one
+std::array<const unsigned char*, 32> exchange(const void* own,
+                                              std::size_t bytes);  // of every lane; valid until the next exchange but one
 void wait_for_block();
 void arrive_at_cluster();
 void wait_for_cluster();

@@ -82,7 +82,9 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int v
   return value <= rarefy::emulation::model().shared_bytes - kReserved ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
-  *clusters = static_cast<int>(config->attrs[config->numAttrs - 1].val.clusterDim.x) <= rarefy::emulation::model().max_cluster ? 1 : 0;
+  *clusters =
+      static_cast<int>(config->attrs[config->numAttrs - 1].val.clusterDim.x) <= rarefy::emulation::model().max_cluster ? 1
+                                                                                                                       : 0;
   return cudaSuccess;
 }
 // The decode kernel is the only one that is started in this way.

@@ -20,8 +20,8 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
   allow_next_kernel();
   prefetch_lists(p, work.place);
   Rows<T> rows(p, work.place, shared_address(shared.ring(threadIdx.x / 32)));
-  // Counts and lengths as they are before the wait are a guess: which tokens are this warp's is known early then, and ids are under way with what
-  // the counts and lengths have become. Where blocks can be dealt, lane l looks at list l.
+  // Counts and lengths are guessed before the wait (docs/adr/0018-guessed-counts.md): which tokens are this warp's is known early then, and ids are
+  // under way with what the counts and lengths have become. Where blocks can be dealt, lane l looks at list l.
   const int own_list = work.place.list, lane = static_cast<int>(threadIdx.x) % 32;
   const int lane_list = p.deals_blocks ? min(lane, p.num_lists - 1) : own_list;
   Extent extent = Extent::guess(p, work.place.sequence, lane_list);
@@ -35,7 +35,7 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     const int num_warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
     Dealt dealt{own_list, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)};
     work.extent = extent;
-    if (p.deals_blocks) {
+    if (p.deals_blocks && (waited || p.reads_early)) {
       as_placed = !is_skewed(extent.num_tokens, p.num_lists);
       if (!as_placed)
         dealt = deal_blocks(Cut(extent.num_tokens, p.num_lists), p.num_lists, dealt.blocks,
@@ -58,7 +58,8 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     rows.load_first(p, work);
     pieces.load(p, work.place);
     const Extent now(p, work.place.sequence, lane_list);
-    if (__all_sync(kAllLanes, now == extent)) break;
+    work.extent.kv_len = now.kv_len;
+    if (__all_sync(kAllLanes, now.is_as_long(extent))) break;
     extent = now;
   }
   if (work.place.block >= shares.blocks) return;

@@ -63,18 +63,22 @@ struct Extent {
   __device__ __forceinline__ Extent(const DecodeParams& p, int sequence, int list)
       : Extent(p, sequence, list, p.kv_lens[sequence], p.counts != nullptr ? p.counts[sequence * p.num_lists + list] : -1,
                threadIdx.x < 32) {}
-  // Before the kernel's wait: what is there now, which is a guess. Loaded past the L1 cache, which would keep it.
+  // Before the kernel's wait: what is there now, loaded past the L1 cache, which would keep it; or a full list.
   static __device__ __forceinline__ Extent guess(const DecodeParams& p, int sequence, int list) {
-    return {p,
-            sequence,
-            list,
-            __ldcg(p.kv_lens + sequence),
-            p.counts != nullptr ? __ldcg(p.counts + sequence * p.num_lists + list) : -1,
-            false};
+    if (p.reads_early) {
+      return {p,
+              sequence,
+              list,
+              __ldcg(p.kv_lens + sequence),
+              p.counts != nullptr ? __ldcg(p.counts + sequence * p.num_lists + list) : -1,
+              false};
+    }
+    Extent full;
+    full.kv_len = 0, full.num_tokens = p.full_tokens, full.dense = p.counts == nullptr;
+    return full;
   }
-  __device__ bool operator==(const Extent& other) const {
-    return kv_len == other.kv_len && num_tokens == other.num_tokens && dense == other.dense;
-  }
+  // Whether the same tokens are a warp's; kv_len is not asked.
+  __device__ bool is_as_long(const Extent& other) const { return num_tokens == other.num_tokens && dense == other.dense; }
 
  private:
   __device__ __forceinline__ Extent(const DecodeParams& p, int sequence, int list, int given_len, int count, bool reports) {

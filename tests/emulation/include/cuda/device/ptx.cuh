@@ -152,14 +152,18 @@ inline uint4 load_matrices(uint32_t address) {
 inline uint4 load_matrices_transposed(uint32_t address) {
   const auto rows = emulation::lanes_of(address);
   const uint32_t lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-  const auto element = [&](uint32_t m, uint32_t row) { return uint32_t{load_shared_as<uint16_t>(rows[m * 8 + row] + 2 * g)}; };
+  const auto element = [&](uint32_t m, uint32_t row) {
+    return uint32_t{load_shared_as<uint16_t>(rows[m * 8 + row] + 2 * g)};
+  };
   const auto matrix = [&](uint32_t m) { return element(m, 2 * c) | element(m, 2 * c + 1) << 16; };
   return {matrix(0), matrix(1), matrix(2), matrix(3)};
 }
 inline uint32_t transpose_matrix(uint32_t value) {
   const auto all = emulation::lanes_of(value);
   const uint32_t lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-  const auto element = [&](uint32_t row, uint32_t column) { return all[row * 4 + column / 2] >> column % 2 * 16 & 0xffffu; };
+  const auto element = [&](uint32_t row, uint32_t column) {
+    return all[row * 4 + column / 2] >> column % 2 * 16 & 0xffffu;
+  };
   return element(2 * c, g) | element(2 * c + 1, g) << 16;
 }
 inline int32_t arrive(int32_t* counter) { return (*counter)++; }  // counter [1] i32
@@ -208,7 +212,9 @@ inline float tanh_approximate(float x) { return tanhf(x); }
 
 template <bool kBf16>
 uint2 widen_e4m3(uint32_t word) {
-  const auto element = [&](uint32_t i) { return bits_of<kBf16>(to_float(Float8E4M3{static_cast<uint8_t>(word >> 8 * i)})); };
+  const auto element = [&](uint32_t i) {
+    return bits_of<kBf16>(to_float(Float8E4M3{static_cast<uint8_t>(word >> 8 * i)}));
+  };
   return {element(0) | element(1) << 16, element(2) | element(3) << 16};
 }
 
