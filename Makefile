@@ -54,8 +54,8 @@ tsan: setup-dev
 	OMP_TOOL_LIBRARIES=$$(realpath $$(clang++ -print-resource-dir)/../../libarcher.so) ctest --preset tsan -j $(JOBS)
 
 long-tests: setup
-	$(call build,release)
-	ctest --preset long -j $(JOBS)
+	$(call build,$(TEST_PRESET))
+	ctest --preset $(if $(NVCC),long-cuda,long) -j $(JOBS)
 
 fuzz: setup-dev
 	$(call build,fuzz)
