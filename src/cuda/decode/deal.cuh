@@ -7,7 +7,7 @@
 
 namespace rarefy::cuda {
 
-// A block's list, its number among that list's blocks and how many those are. 0 blocks: there is nothing left to do.
+// A block's list, its number among that list's blocks and how many those are. A number beyond them: there is nothing left to do.
 struct Dealt {
   int list, block, blocks;
 };
@@ -44,7 +44,7 @@ __device__ __noinline__ inline Dealt deal_blocks(Cut cut, int num_lists, int per
     if (lane >= lanes) end += before;
   }
   const uint32_t later = __ballot_sync(kAll, own < end);
-  if (later == 0) return {0, 0, 0};
+  if (later == 0) return {0, 1, 1};
   const int list = __ffs(static_cast<int>(later)) - 1;
   return {list, own - __shfl_sync(kAll, end - blocks, list), __shfl_sync(kAll, blocks, list)};
 }

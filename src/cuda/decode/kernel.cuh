@@ -37,9 +37,10 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     work.extent = extent;
     if (p.deals_blocks && (waited || p.reads_early)) {
       as_placed = !is_skewed(extent.num_tokens, p.num_lists);
-      if (!as_placed)
+      if (!as_placed) {
         dealt = deal_blocks(Cut(extent.num_tokens, p.num_lists), p.num_lists, dealt.blocks,
                             own_list * dealt.blocks + dealt.block);
+      }
       work.extent.num_tokens = __shfl_sync(kAllLanes, extent.num_tokens, dealt.list);
       work.extent.dense = __shfl_sync(kAllLanes, extent.dense, dealt.list);
       work.place.list = dealt.list, work.place.block = dealt.block;

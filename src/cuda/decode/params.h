@@ -109,7 +109,8 @@ struct Shares {
   }
 };
 
-// The fewest blocks of kMaxBlockWarps warps for shares of at most `steps` steps (> 0), or of a leaf. Without divisions: a GPU spends more on one than on the rest.
+// The fewest blocks of kMaxBlockWarps warps for shares of at most `steps` steps (> 0), or of a leaf. Without divisions: a GPU spends more on one
+// than on the rest.
 RAREFY_HOST_DEVICE constexpr int32_t blocks_within(const Cut& cut, int32_t steps) {
   const int32_t pair_steps = cut.pair_steps();
   if (pair_steps > steps) return cut.pairs > 1 ? cut.pairs / 2 : 1;
@@ -169,11 +170,11 @@ struct DecodeParams {
   int32_t* counters;                             // [batch, num_lists, num_column_blocks] i32; zero between runs
   float* part_stats;     // [batch, num_lists, num_column_blocks, slots, pair_capacity, 4] f32; maximum, sum, norms, unused
   float* part_sums;      // [batch, num_lists, num_column_blocks, slots, pair_capacity, head_dim] f32
-  int32_t block_tokens;  // about as many tokens of a list as long as can be has a block; two more numbers for prefetching:
+  int32_t block_tokens;  // about so many tokens of a full list has a block; two more numbers for prefetching:
   int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
   int32_t prefetch_sequences;    // about as many sequences are worked on at a time
   int32_t pair_capacity;         // pairs that the workspace has room for, per list
-  int32_t full_tokens;           // of a list as long as can be
+  int32_t full_tokens;           // of a list that is as long as can be
   // Whether counts and lengths are guessed by reading them before the wait, which late blocks would wait for; else lists are guessed to be full.
   bool reads_early;
   // Whether a sequence's blocks are dealt to its lists by their lengths where these are not what was planned for (deal.cuh).
