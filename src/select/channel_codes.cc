@@ -8,19 +8,13 @@
 #include "cpu/select/nibble_scores.h"
 #include "select/builtin_selectors.h"
 #include "select/k_means.h"
+#include "select/nibble_state.h"
 
 namespace rarefy {
 namespace {
 
 // Best uniform steps for a normal distribution of standard deviation 1 (Max, 1960).
 constexpr double kStep4Bits = 0.3352, kStep2Bits = 0.9957;
-
-// A query state: this, then the tables.
-struct StateHead {
-  float steps[kMaxGroup];    // [group] f32; of the tables
-  float offsets[kMaxGroup];  // [group] f32
-};
-static_assert(sizeof(StateHead) % 64 == 0);
 
 }  // namespace
 
@@ -109,18 +103,14 @@ void ChannelCodeSelector::encode(HeadId head, const BlockKeys& block, std::byte*
   }
 }
 
-size_t ChannelCodeSelector::query_state_bytes() const {
-  return sizeof(StateHead) + static_cast<size_t>(shape_.group * cpu::nibble_table_bytes(num_lanes_));
-}
+size_t ChannelCodeSelector::query_state_bytes() const { return NibbleState::bytes(shape_.group, num_lanes_); }
 
 float ChannelCodeSelector::table_step(const std::byte* state, int32_t query) const {
-  return reinterpret_cast<const StateHead*>(state)->steps[query];
+  return NibbleState::step(state, query);
 }
 
 void ChannelCodeSelector::prepare(HeadId head, const float* q, std::byte* state) const {
   const TrainedChannels channels = trained_channels(head.trained);
-  auto& to = *reinterpret_cast<StateHead*>(state);
-  auto* tables = reinterpret_cast<uint8_t*>(state + sizeof(StateHead));  // [group, 2, num_lanes, 16] u8
   const int32_t per_group = 4 / bits_;
   const float middle = 0.5f * static_cast<float>(num_levels() - 1);
   std::vector<float> values(static_cast<size_t>(num_groups()) * cpu::kNibblePatterns);  // [num_groups, 16] f32
@@ -137,22 +127,13 @@ void ChannelCodeSelector::prepare(HeadId head, const float* q, std::byte* state)
         values[static_cast<size_t>(group) * cpu::kNibblePatterns + pattern] = sum;
       }
     }
-    to.steps[query] = cpu::make_nibble_table(values.data(), num_groups(), num_lanes_,
-                                             tables + query * cpu::nibble_table_bytes(num_lanes_), to.offsets[query]);
+    NibbleState::set(state, query, values.data(), num_groups(), num_lanes_);
   }
 }
 
 void ChannelCodeSelector::score(const std::byte* state, const ScoreBlocks& blocks, float* scores,
                                 int64_t score_stride) const {
-  const auto& head = *reinterpret_cast<const StateHead*>(state);
-  cpu::NibbleTables tables;
-  tables.num_queries = shape_.group;
-  tables.num_lanes = num_lanes_;
-  tables.tables = reinterpret_cast<const uint8_t*>(state + sizeof(StateHead));
-  tables.steps = head.steps;
-  tables.has_scales = false;
-  tables.offsets = head.offsets;
-  cpu::nibble_scores(tables, {blocks.entries, blocks.num_blocks, blocks.num_ahead}, scores, score_stride);
+  NibbleState::score(state, shape_.group, num_lanes_, blocks, scores, score_stride);
 }
 
 namespace {

@@ -10,19 +10,13 @@
 #include "cpu/select/nibble_scores.h"
 #include "select/builtin_selectors.h"
 #include "select/k_means.h"
+#include "select/nibble_state.h"
 
 namespace rarefy {
 namespace {
 
 constexpr int32_t kMaxHeadDim = 1024;
 constexpr int32_t kMinBits = 4, kMaxBits = 8;
-
-// B = 4: a query state begins with this; the tables follow.
-struct StateHead {
-  float steps[kMaxGroup];    // [group] f32; of the tables
-  float offsets[kMaxGroup];  // [group] f32
-};
-static_assert(sizeof(StateHead) % 64 == 0);
 
 }  // namespace
 
@@ -101,15 +95,15 @@ void ProductCodeSelector::encode(HeadId head, const BlockKeys& block, std::byte*
 }
 
 size_t ProductCodeSelector::query_state_bytes() const {
-  if (uses_nibbles()) return sizeof(StateHead) + static_cast<size_t>(shape_.group * cpu::nibble_table_bytes(num_lanes_));
+  if (uses_nibbles()) return NibbleState::bytes(shape_.group, num_lanes_);
   return sizeof(float) * num_pieces_ * num_centroids() * padded_group();
 }
 
 float ProductCodeSelector::table_step(const std::byte* state, int32_t query) const {
-  return reinterpret_cast<const StateHead*>(state)->steps[query];
+  return NibbleState::step(state, query);
 }
 
-// B = 4: the head, then [group, 2, num_lanes, 16] u8. Else [num_pieces, num_centroids, padded_group] f32.
+// B = 4: a NibbleState. Else [num_pieces, num_centroids, padded_group] f32.
 void ProductCodeSelector::prepare(HeadId head, const float* q, std::byte* state) const {
   if (!uses_nibbles()) std::memset(state, 0, query_state_bytes());
   std::vector<float> dots(static_cast<size_t>(num_pieces_) * num_centroids());  // [num_pieces, num_centroids] f32
@@ -120,10 +114,7 @@ void ProductCodeSelector::prepare(HeadId head, const float* q, std::byte* state)
                          &dots[static_cast<size_t>(piece) * num_centroids()]);
     }
     if (uses_nibbles()) {
-      auto& to = *reinterpret_cast<StateHead*>(state);
-      auto* tables = reinterpret_cast<uint8_t*>(state + sizeof(StateHead));  // [group, 2, num_lanes, 16] u8
-      to.steps[query] = cpu::make_nibble_table(dots.data(), num_pieces_, num_lanes_,
-                                               tables + query * cpu::nibble_table_bytes(num_lanes_), to.offsets[query]);
+      NibbleState::set(state, query, dots.data(), num_pieces_, num_lanes_);
     } else {
       auto* table = reinterpret_cast<float*>(state);  // [num_pieces, num_centroids, padded_group] f32
       for (size_t i = 0; i < dots.size(); ++i) table[i * padded_group() + query] = dots[i];
@@ -159,15 +150,7 @@ void ProductCodeSelector::score(const std::byte* state, const ScoreBlocks& block
       default: return score_stream<16>(state, blocks, scores, score_stride);
     }
   }
-  const auto& head = *reinterpret_cast<const StateHead*>(state);
-  cpu::NibbleTables tables;
-  tables.num_queries = shape_.group;
-  tables.num_lanes = num_lanes_;
-  tables.tables = reinterpret_cast<const uint8_t*>(state + sizeof(StateHead));
-  tables.steps = head.steps;
-  tables.has_scales = false;
-  tables.offsets = head.offsets;
-  cpu::nibble_scores(tables, {blocks.entries, blocks.num_blocks, blocks.num_ahead}, scores, score_stride);
+  NibbleState::score(state, shape_.group, num_lanes_, blocks, scores, score_stride);
 }
 
 // "pq16x4"
