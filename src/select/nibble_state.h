@@ -16,17 +16,21 @@ class NibbleState {
   static size_t bytes(int32_t num_queries, int32_t num_lanes) {
     return sizeof(Head) + static_cast<size_t>(num_queries * cpu::nibble_table_bytes(num_lanes));
   }
-  // Of a state of [bytes] bytes, 64-byte aligned.
-  static void set(std::byte* state, int32_t query, const float* values,  // values [num_groups, 16] f32
+  static void set(std::byte* state,  // state [bytes] bytes; 64-byte aligned, as everywhere here
+                  int32_t query,
+                  const float* values,  // values [num_groups, 16] f32
                   int32_t num_groups, int32_t num_lanes) {
     auto& head = *reinterpret_cast<Head*>(state);
     auto* tables = reinterpret_cast<uint8_t*>(state + sizeof(Head));  // [num_queries, 2, num_lanes, 16] u8
     head.steps[query] = cpu::make_nibble_table(values, num_groups, num_lanes,
                                                tables + query * cpu::nibble_table_bytes(num_lanes), head.offsets[query]);
   }
-  static float step(const std::byte* state, int32_t query) { return reinterpret_cast<const Head*>(state)->steps[query]; }
-  static void score(const std::byte* state, int32_t num_queries, int32_t num_lanes, const ScoreBlocks& blocks,
-                    float* scores, int64_t score_stride) {  // scores [num_queries, score_stride] f32
+  static float step(const std::byte* state, int32_t query) {  // state [bytes] bytes
+    return reinterpret_cast<const Head*>(state)->steps[query];
+  }
+  static void score(const std::byte* state,  // state [bytes] bytes
+                    int32_t num_queries, int32_t num_lanes, const ScoreBlocks& blocks, float* scores,
+                    int64_t score_stride) {  // scores [num_queries, score_stride] f32
     const auto& head = *reinterpret_cast<const Head*>(state);
     cpu::NibbleTables tables;
     tables.num_queries = num_queries;
