@@ -29,8 +29,9 @@ class NibbleState {
     return reinterpret_cast<const Head*>(state)->steps[query];
   }
   static void score(const std::byte* state,  // state [bytes] bytes
-                    int32_t num_queries, int32_t num_lanes, const ScoreBlocks& blocks, float* scores,
-                    int64_t score_stride) {  // scores [num_queries, score_stride] f32
+                    int32_t num_queries, int32_t num_lanes, const ScoreBlocks& blocks,
+                    float* scores,  // scores [num_queries, score_stride] f32
+                    int64_t score_stride) {
     const auto& head = *reinterpret_cast<const Head*>(state);
     cpu::NibbleTables tables;
     tables.num_queries = num_queries;
