@@ -161,16 +161,16 @@ class CudaDecode final : public DecodeKernel {
     const int32_t room = blocks_per_multiprocessor(problem_.head_dim, columns.slots) * facts_.num_multiprocessors;
     const int64_t lists = int64_t{args.batch} * num_lists_ * columns.num_blocks;
     p.full_tokens = sparse ? p.max_selected : p.max_kv_len;
-    launch.pairs = Cut(p.full_tokens, num_lists_).pairs;
-    launch.blocks = choose_blocks(launch.pairs, lists, room);
-    launch.shares = Shares(launch.pairs, launch.blocks);
+    p.full = Cut(p.full_tokens, num_lists_);
+    launch.blocks = choose_blocks(p.full.pairs, lists, room);
+    p.full_shares = Shares(p.full.pairs, launch.blocks);
     launch.cluster =
-        overlap_ && launch.shares.blocks > 1 && forms_cluster(launch.blocks, lists, facts_.num_multiprocessors);
+        overlap_ && p.full_shares.blocks > 1 && forms_cluster(launch.blocks, lists, facts_.num_multiprocessors);
     // The next kernel's blocks start early where they fit beside this one's. Dense lists are mostly shorter than the page table allows.
     p.reads_early = !sparse || lists * launch.blocks.per_list <= facts_.num_multiprocessors;
     launch.certificates = certificates;
     p.deals_blocks =
-        p.counts != nullptr && num_lists_ > 1 && num_lists_ <= 32 && launch.blocks.per_list > 1 && !launch.shares.two_warps;
+        p.counts != nullptr && num_lists_ > 1 && num_lists_ <= 32 && launch.blocks.per_list > 1 && !p.full_shares.two_warps;
     // Blocks of a sequence; about so many sequences are worked on at a time.
     const int32_t blocks = launch.blocks.per_list * num_lists_ * columns.num_blocks;
     p.block_tokens = ceil_div(std::max(1, p.max_selected), launch.blocks.per_list);

@@ -25,8 +25,8 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
   const int own_list = work.place.list, lane = static_cast<int>(threadIdx.x) % 32;
   const int lane_list = p.deals_blocks ? min(lane, p.num_lists - 1) : own_list;
   Extent extent = Extent::guess(p, work.place.sequence, lane_list);
-  Cut cut;
-  Shares shares;
+  Cut cut = p.full;
+  Shares shares = p.full_shares;
   bool as_placed = true;
   int leaf = 0, end_leaf = 0, first_step = 0;  // of a warp
   QueryPieces<T> pieces;
@@ -35,19 +35,21 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     const int num_warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
     Dealt dealt{own_list, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)};
     work.extent = extent;
-    if (p.deals_blocks && (waited || p.reads_early)) {
-      as_placed = !is_skewed(extent.num_tokens, p.num_lists);
-      if (!as_placed) {
-        dealt = deal_blocks(Cut(extent.num_tokens, p.num_lists), p.num_lists, dealt.blocks,
-                            own_list * dealt.blocks + dealt.block);
+    if (waited || p.reads_early) {
+      if (p.deals_blocks) {
+        as_placed = !is_skewed(extent.num_tokens, p.num_lists);
+        if (!as_placed) {
+          dealt = deal_blocks(Cut(extent.num_tokens, p.num_lists), p.num_lists, dealt.blocks,
+                              own_list * dealt.blocks + dealt.block);
+        }
+        work.extent.num_tokens = __shfl_sync(kAllLanes, extent.num_tokens, dealt.list);
+        work.extent.dense = __shfl_sync(kAllLanes, extent.dense, dealt.list);
+        work.place.list = dealt.list, work.place.block = dealt.block;
+        rows.move_to(p, work.place);
       }
-      work.extent.num_tokens = __shfl_sync(kAllLanes, extent.num_tokens, dealt.list);
-      work.extent.dense = __shfl_sync(kAllLanes, extent.dense, dealt.list);
-      work.place.list = dealt.list, work.place.block = dealt.block;
-      rows.move_to(p, work.place);
+      cut = Cut(work.extent.num_tokens, p.num_lists);
+      shares = Shares(cut.pairs, {dealt.blocks, num_warps});
     }
-    cut = Cut(work.extent.num_tokens, p.num_lists);
-    shares = Shares(cut.pairs, {dealt.blocks, num_warps});
     leaf = shares.first_leaf(cut.pairs, num_warps, dealt.block, warp);
     end_leaf = shares.first_leaf(cut.pairs, num_warps, dealt.block, warp + 1);
     first_step = cut.first_step(leaf);

@@ -174,7 +174,9 @@ struct DecodeParams {
   int32_t prefetch_table_lines;  // lines of the page table for each block of a sequence
   int32_t prefetch_sequences;    // about as many sequences are worked on at a time
   int32_t pair_capacity;         // pairs that the workspace has room for, per list
-  int32_t full_tokens;           // of a list that is as long as can be
+  int32_t full_tokens;           // of a list that is as long as can be,
+  Cut full;                      // its cut,
+  Shares full_shares;            // and its shares
   // Whether counts and lengths are guessed by reading them before the wait, which late blocks would wait for; else lists are guessed to be full.
   bool reads_early;
   // Whether a sequence's blocks are dealt to its lists by their lengths where these are not what was planned for (deal.cuh).
