@@ -7,7 +7,6 @@
 
 #include "cpu/select/nibble_scores.h"
 #include "rarefy/select/selector.h"
-#include "select/builtin_selectors.h"
 
 namespace rarefy {
 

@@ -72,7 +72,6 @@ struct Thread {
   Index index;
   Block* block = nullptr;
   Warp* warp = nullptr;
-  int lane = 0;
   bool done = false;
   int64_t cluster_generation = -1;          // of its last arrival
   std::deque<std::vector<Copy>> groups{1};  // the last is being filled
@@ -154,7 +153,6 @@ void run_cluster(const cudaLaunchConfig_t& config, Index first, Index size) {
       thread->index.x = static_cast<unsigned>(i);
       thread->block = block.get();
       thread->warp = &block->warps[static_cast<std::size_t>(i / kWarp)];
-      thread->lane = i % kWarp;
       if (the_stacks.size() == cluster.threads.size()) the_stacks.emplace_back(new char[kStackBytes]);
       getcontext(&thread->context);
       thread->context.uc_stack.ss_sp = the_stacks[cluster.threads.size()].get();
@@ -201,12 +199,13 @@ void wait_for_warp() { wait_until(the_thread->warp->barrier, the_thread->warp->b
 std::array<const unsigned char*, 32> exchange(const void* own, std::size_t bytes) {
   if (bytes > kExchangeBytes) fail("more bytes than lanes exchange");
   Warp& warp = *the_thread->warp;
-  const int side = static_cast<int>(warp.exchanges[the_thread->lane]++ % 2);
-  std::memcpy(warp.values[side][the_thread->lane], own, bytes);
+  const unsigned own_lane = the_thread->index.x % kWarp;
+  const int side = static_cast<int>(warp.exchanges[own_lane]++ % 2);
+  std::memcpy(warp.values[side][own_lane], own, bytes);
   wait_for_warp();
   std::array<const unsigned char*, 32> result;
   for (int lane = 0; lane < kWarp; ++lane) {
-    if (warp.exchanges[lane] < warp.exchanges[the_thread->lane]) fail("lanes exchange values at different places");
+    if (warp.exchanges[lane] < warp.exchanges[own_lane]) fail("lanes exchange values at different places");
     result[static_cast<std::size_t>(lane)] = warp.values[side][lane];
   }
   return result;

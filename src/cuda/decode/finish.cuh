@@ -151,17 +151,18 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int colu
 // workspace, or in the shared memory of the cluster's block that merges the column.
 template <typename T>
 struct PartRow {
-  float* stats;  // [4] f32: maximum, total, norms
-  float* sums;   // [head_dim] f32
+  static constexpr int kKinds = T::kCertificates ? 2 : 1;  // rows of a column and pair
+  static constexpr int kFloats = 4 + T::kHeadDim;          // of a row
+  float* stats;                                            // [4] f32: maximum, total, norms
+  float* sums;                                             // [head_dim] f32
 
   __device__ __forceinline__ PartRow(const DecodeParams& p, const Work& work, int pair, int slot) {
-    constexpr int kKinds = T::kCertificates ? 2 : 1;
     if (work.in_cluster) {
       const int kind = slot >= p.columns_per_block ? 1 : 0, column = slot - kind * p.columns_per_block;
       const int at = (column >> p.parts_column_bits) * kKinds + kind, rank = column & ((1 << p.parts_column_bits) - 1);
       // [columns that a block merges, kinds, parts_pairs, 4 + head_dim] f32; statistics of all pairs before the sums
       float* parts = reinterpret_cast<float*>(block_memory() + p.parts_at);
-      float* first = in_block(parts + at * p.parts_pairs * (T::kHeadDim + 4), rank);
+      float* first = in_block(parts + at * p.parts_pairs * kFloats, rank);
       stats = first + pair * 4;
       sums = first + p.parts_pairs * 4 + pair * T::kHeadDim;
       return;

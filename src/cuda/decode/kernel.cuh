@@ -9,8 +9,6 @@
 
 namespace rarefy::cuda {
 
-inline constexpr uint32_t kAllLanes = 0xffffffffu;
-
 template <typename T>
 __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(const __grid_constant__ DecodeParams p) {
   Shared<T>& shared = *reinterpret_cast<Shared<T>*>(block_memory());

@@ -33,19 +33,19 @@ template <typename T>
 cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
   DecodeParams p = launch.params;
   const auto blocks = static_cast<unsigned>(launch.blocks.per_list);
-  cudaLaunchAttribute overlap = {}, cluster = {};
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute &overlap = attributes[0], &cluster = attributes[1];
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = blocks, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchAttribute attributes[] = {overlap, cluster};
+  cluster.val.clusterDim = {blocks, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim =
       dim3(blocks, static_cast<unsigned>(p.num_lists * p.num_column_blocks), static_cast<unsigned>(launch.batch));
   config.blockDim = dim3(static_cast<unsigned>(32 * launch.blocks.warps));
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = launch.overlap ? 1 : 0;
+  config.numAttrs = 2;
   // So much that no more blocks than planned fit on a multiprocessor: where one was left over, the next kernel's blocks would start early
   // on some multiprocessors, three or four on one of them, and 50x at batch 16 took 18 % longer.
   constexpr int kReserved = 1024;  // the system's share of a block's shared memory
@@ -62,16 +62,15 @@ cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
     p.parts_pairs = p.full.pairs;
     p.parts_column_bits = 0;
     while (2 << p.parts_column_bits <= std::min(p.full_shares.blocks, p.columns_per_block)) ++p.parts_column_bits;
-    const int rows = ceil_div(p.columns_per_block, 1 << p.parts_column_bits) * (T::kCertificates ? 2 : 1) * p.parts_pairs;
-    const int with_parts = bytes + rows * (T::kHeadDim + 4) * static_cast<int>(sizeof(float));
-    if (with_parts <= most && set_bytes(with_parts) == cudaSuccess) {
-      config.numAttrs = 2;
-      if (starts_clusters<T>(config, launch.blocks.per_list)) p.parts_at = bytes;
+    const int rows = ceil_div(p.columns_per_block, 1 << p.parts_column_bits) * PartRow<T>::kKinds * p.parts_pairs;
+    const int with_parts = bytes + rows * PartRow<T>::kFloats * static_cast<int>(sizeof(float));
+    if (with_parts <= most && set_bytes(with_parts) == cudaSuccess && starts_clusters<T>(config, launch.blocks.per_list)) {
+      p.parts_at = bytes;
     }
   }
   if (p.parts_at == 0) {
     // Side by side two blocks of a list take 1 % less time, although they meet in device memory.
-    attributes[1].val.clusterDim.x = 2;
+    cluster.val.clusterDim.x = 2;
     config.numAttrs = !launch.overlap ? 0 : blocks % 2 == 0 ? 2 : 1;
     const cudaError_t error = set_bytes(bytes);
     if (error != cudaSuccess) return error;
