@@ -3,9 +3,10 @@
 // layer. Comparisons with other libraries: scripts/gpu/bench_attention.
 //
 //   decode_time [--heads 32] [--kv-heads 8] [--dim 128] [--kv-len 131072] [--batch 1,4,8,16] [--sparsity 50,100,500]
-//               [--scope kv|q] [--layers 4] [--page 16] [--cert] [--no-weights] [--fallback]
+//               [--scope kv|q] [--layers 4] [--page 16] [--cert] [--no-weights] [--fallback] [--skew]
 //
-// Sparsity 0 = dense. --fallback: the first list of each sequence is dense (count -1), among sparse ones.
+// Sparsity 0 = dense. --fallback: the first list of each sequence is dense (count -1), among sparse ones. --skew: lists of one to ten times the
+// shortest, in another order in each sequence, the same total.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -93,7 +94,7 @@ T* upload(const std::vector<T>& host) {
 
 int main(int argc, char** argv) {
   int heads = 32, kv_heads = 8, dim = 128, kv_len = 131072, layers = 4, page = 16;
-  bool query_scope = false, cert = false, weights = true, fallback = false;
+  bool query_scope = false, cert = false, weights = true, fallback = false, skew = false;
   std::vector<int> batches = {1, 4, 8, 16}, sparsities = {50, 100, 500};
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
@@ -122,6 +123,8 @@ int main(int argc, char** argv) {
       weights = false;
     else if (flag == "--fallback")
       fallback = true;
+    else if (flag == "--skew")
+      skew = true;
     else
       return std::fprintf(stderr, "decode_time: unknown flag '%s'; see the top of decode_time.cu\n", argv[i]), 2;
   }
@@ -170,23 +173,29 @@ int main(int argc, char** argv) {
   fill_random<<<64, 256, 0, stream>>>(q, size_t(max_batch) * heads * dim, 99);
   for (int sparsity : sparsities) {
     const bool dense = sparsity == 0;
-    const int selected = dense ? 0 : kv_len / sparsity, lists = query_scope ? heads : kv_heads;
+    const int lists = query_scope ? heads : kv_heads, mean = dense ? 0 : kv_len / sparsity;
     // Uniform random ids, ascending: every list and layer its own.
     std::vector<int32_t*> ids(layers);
     std::vector<float*> log_weights(layers);
-    std::vector<int32_t> list_counts(size_t(max_batch) * lists, selected);
+    std::vector<int32_t> lengths(size_t(max_batch) * lists, mean);
+    for (size_t first = 0; skew && first < lengths.size(); first += lists) {
+      for (int i = 0; i < lists; ++i) lengths[first + i] = static_cast<int32_t>(mean * (1 + 9.0 * i / (lists - 1)) / 5.5);
+      std::shuffle(lengths.begin() + first, lengths.begin() + first + lists, random);
+    }
+    const int selected = *std::max_element(lengths.begin(), lengths.end());
+    std::vector<int32_t> list_counts = lengths;
     for (size_t list = 0; fallback && list < list_counts.size(); list += lists) list_counts[list] = -1;
     int32_t* counts = upload(list_counts);
     for (int layer = 0; layer < layers && !dense; ++layer) {
-      std::vector<int32_t> all(size_t(max_batch) * lists * selected);
+      std::vector<int32_t> all(lengths.size() * selected);
       std::vector<float> w(all.size());
-      for (size_t list = 0; list < all.size() / selected; ++list) {
-        int left = selected;
+      for (size_t list = 0; list < lengths.size(); ++list) {
+        int32_t* next = all.data() + list * selected;
+        int left = lengths[list];
         for (int token = 0; token < kv_len && left > 0; ++token) {
-          if (random() % static_cast<uint32_t>(kv_len - token) < static_cast<uint32_t>(left)) {
-            all[list * selected + (selected - left)] = token;
-            --left;
-          }
+          if (random() % static_cast<uint32_t>(kv_len - token) >= static_cast<uint32_t>(left)) continue;
+          *next++ = token;
+          --left;
         }
       }
       for (float& x : w) x = random() % 2 ? 0.5f : 0.0f;
@@ -237,9 +246,9 @@ int main(int argc, char** argv) {
       OK(cudaGraphInstantiate(&replay, graph, 0));
       const std::vector<float> times = timer.run(stream, 20, [&] { OK(cudaGraphLaunch(replay, stream)); });
       const double us = times[times.size() / 2] / layers;
-      const double tokens = fallback ? kv_len + double(lists - 1) * selected : double(lists) * (dense ? kv_len : selected);
+      const double tokens = fallback ? kv_len + double(lists - 1) * mean : double(lists) * (dense ? kv_len : mean);
       const double rows = batch * tokens * dim * 4;
-      const double entries = dense ? 0.0 : double(batch) * lists * selected * 8;
+      const double entries = dense ? 0.0 : double(batch) * lists * mean * 8;
       const double ceiling = (rows + entries) / bandwidth * 1e-6 + 5.0;
       std::printf(
           "%s scope=%s sparsity=%d batch=%d heads=%d/%d dim=%d kv_len=%d cert=%d: %.2f us (p10 %.2f p90 %.2f), ceiling "
