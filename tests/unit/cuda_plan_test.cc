@@ -34,41 +34,46 @@ TEST(CudaCut, LeavesCoverEveryListExactlyAndStayWithinCapacity) {
     int32_t most = 0;
     for (int32_t n = 0; n <= 200000; n += n < 10000 ? 1 : 97) {
       const Cut cut(n, num_lists);
-      const int32_t leaves = cuda::kPairLeaves * cut.pairs, steps = std::max(1, cuda::ceil_div(n, cuda::kStepTokens));
+      const int32_t leaves = cuda::kPairLeaves * cut.pairs(), steps = std::max(1, cuda::ceil_div(n, cuda::kStepTokens));
       ASSERT_EQ(cut.first_step(0), 0) << n;
       ASSERT_EQ(cut.first_step(leaves), steps) << n;
-      for (int32_t leaf = 0; leaf < leaves; ++leaf) {
-        const int32_t length = cut.first_step(leaf + 1) - cut.first_step(leaf);
-        ASSERT_TRUE(length == cut.short_leaf || length == cut.short_leaf + 1) << n << " leaf " << leaf;
+      // Whatever power of two they are dealt in, shares are even, and no pair is empty.
+      for (int32_t share = 1; share <= leaves; share *= 2) {
+        const int32_t least = static_cast<int32_t>(int64_t{steps} * share / leaves);
+        if (share > 1) {
+          ASSERT_GT(least, 0) << n;
+        }
+        for (int32_t leaf = 0; leaf < leaves; leaf += share) {
+          const int32_t length = cut.first_step(leaf + share) - cut.first_step(leaf);
+          ASSERT_TRUE(length == least || length == least + 1) << n << " leaf " << leaf << " to " << leaf + share;
+        }
       }
-      ASSERT_GT(cut.first_step(leaves - cuda::kPairLeaves + 1), cut.first_step(leaves - cuda::kPairLeaves))
-          << n << ": the last pair is empty";
-      ASSERT_EQ(cut.pairs & (cut.pairs - 1), 0) << n << ": not a power of two";
-      ASSERT_GE(cut.pairs, most) << n << ": a workspace for n tokens must hold every shorter list";
-      most = cut.pairs;
+      ASSERT_EQ(cut.pairs() & (cut.pairs() - 1), 0) << n << ": not a power of two";
+      ASSERT_GE(cut.pairs(), most) << n << ": a workspace for n tokens must hold every shorter list";
+      most = cut.pairs();
     }
     EXPECT_EQ(most, cuda::kMaxPairs);
     EXPECT_LE(cuda::kMaxPairs, 64) << "a lane of the merging warp has two parts";
     // As long as an int32 can say: nothing overflows.
     const Cut longest(INT32_MAX, num_lists);
-    EXPECT_EQ(longest.first_step(cuda::kPairLeaves * longest.pairs), 1 << 27);
+    EXPECT_EQ(longest.first_step(cuda::kPairLeaves * longest.pairs()), 1 << 27);
   }
 }
 
 TEST(CudaCut, ManyListsHaveFewerAndLongerLeaves) {
   constexpr int32_t kFew = 8, kMany = 32;
-  EXPECT_EQ(Cut(262, kFew).pairs, 8);  // 17 steps: leaves of one, one of two
-  EXPECT_EQ(Cut(262, kMany).pairs, 4);
-  EXPECT_EQ(Cut(1311, kFew).pairs, 16);
-  EXPECT_EQ(Cut(2621, kFew).pairs, 32);
-  EXPECT_EQ(Cut(2621, kMany).pairs, 16);
+  EXPECT_EQ(Cut(262, kFew).pairs(), 8);  // 17 steps: leaves of one, one of two
+  EXPECT_EQ(Cut(262, kMany).pairs(), 4);
+  EXPECT_EQ(Cut(1311, kFew).pairs(), 16);
+  EXPECT_EQ(Cut(2621, kFew).pairs(), 32);
+  EXPECT_EQ(Cut(2621, kMany).pairs(), 16);
 }
 
 // Whatever blocks a list has, their warps' leaves are all leaves in order, and a pair is within one block.
 TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholePairs) {
   for (int32_t pairs : {1, 2, 4, 8, 16, 32, 64}) {
     for (int32_t warps : {cuda::kMaxBlockWarps, cuda::kMinBlockWarps}) {
-      for (int32_t blocks = 1; blocks <= 128; blocks *= 2) {
+      for (int32_t blocks = 1; blocks <= 128; ++blocks) {
         const Shares shares(pairs, {blocks, warps});
         const std::string what = std::to_string(pairs) + " in " + std::to_string(blocks) + " of " + std::to_string(warps);
         ASSERT_TRUE(shares.blocks >= 1 && shares.blocks <= blocks) << what;
@@ -81,7 +86,7 @@ TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholePairs) {
             ASSERT_EQ(first, next) << what;
             ASSERT_LE(first, end) << what;
             if (shares.two_warps) {
-              ASSERT_EQ(end - first, warp < cuda::kPairLeaves * shares.block_pairs ? 1 : 0) << what;
+              ASSERT_EQ(end - first, warp < cuda::kPairLeaves * shares.block_pairs(pairs) ? 1 : 0) << what;
             } else {
               ASSERT_EQ(first % cuda::kPairLeaves, 0) << what;
             }
@@ -97,7 +102,7 @@ TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholePairs) {
 TEST(CudaBlocks, AreAsManyAsTheDeviceHolds) {
   constexpr int32_t kRoom = 264;
   const auto choose = [](int32_t n, int64_t lists) {
-    const Blocks blocks = cuda::choose_blocks(Cut(n, 8).pairs, lists, kRoom);
+    const Blocks blocks = cuda::choose_blocks(Cut(n, 8).pairs(), lists, kRoom);
     return std::pair(blocks.per_list, blocks.warps);
   };
   EXPECT_EQ(choose(1311, 8), std::pair(16, 4));   // a block for each pair
@@ -112,7 +117,7 @@ TEST(CudaBlocks, AreAsManyAsTheDeviceHolds) {
   EXPECT_EQ(choose(131072, 8), std::pair(32, 4));  // 256
   EXPECT_EQ(choose(0, 1), std::pair(1, 4));
   for (int64_t lists : {int64_t{1}, int64_t{100}, int64_t{65535} * 64}) {
-    const Blocks blocks = cuda::choose_blocks(Cut(100000, 8).pairs, lists, kRoom);
+    const Blocks blocks = cuda::choose_blocks(Cut(100000, 8).pairs(), lists, kRoom);
     EXPECT_TRUE(blocks.per_list >= 1 && blocks.per_list <= cuda::kMaxPairs) << lists;
   }
 }
@@ -123,28 +128,27 @@ TEST(CudaDeal, BlocksAreTheFewestForTheShare) {
   for (int32_t num_lists : {8, 32}) {
     for (int32_t n = 0; n <= 140000; n += n < 3000 ? 7 : 997) {
       const Cut cut(n, num_lists);
-      ASSERT_EQ(cut.steps(), cut.first_step(cuda::kPairLeaves * cut.pairs)) << n;
-      ASSERT_EQ(cut.pair_steps(), cut.first_step(cuda::kPairLeaves)) << n;
+      ASSERT_EQ(cut.steps, cut.first_step(cuda::kPairLeaves * cut.pairs())) << n;
       const auto longest_share = [&](int32_t blocks) {
-        const Shares shares(cut.pairs, {blocks, kWarps});
+        const Shares shares(cut.pairs(), {blocks, kWarps});
         int32_t most = 0;
         for (int32_t block = 0; block < shares.blocks; ++block) {
           for (int32_t warp = 0; warp < kWarps; ++warp) {
-            most = std::max(most, cut.first_step(shares.first_leaf(cut.pairs, kWarps, block, warp + 1)) -
-                                      cut.first_step(shares.first_leaf(cut.pairs, kWarps, block, warp)));
+            most = std::max(most, cut.first_step(shares.first_leaf(cut.pairs(), kWarps, block, warp + 1)) -
+                                      cut.first_step(shares.first_leaf(cut.pairs(), kWarps, block, warp)));
           }
         }
         return most;
       };
-      for (int32_t steps = 1; steps <= 2 * cut.steps(); steps = steps * 5 / 4 + 1) {
-        const int32_t blocks = cuda::blocks_within(cut, steps), leaf_steps = (cut.pair_steps() + 1) / 2;
+      for (int32_t steps = 1; steps <= 2 * cut.steps; steps = steps * 5 / 4 + 1) {
+        const int32_t blocks = cuda::blocks_within(cut, steps), leaf_steps = ((cut.steps - 1) >> cut.leaves_log2) + 1;
         const std::string what =
             std::to_string(n) + " tokens within " + std::to_string(steps) + ": " + std::to_string(blocks);
-        ASSERT_TRUE(blocks >= 1 && blocks <= cut.pairs && (blocks & (blocks - 1)) == 0) << what;
+        ASSERT_TRUE(blocks >= 1 && blocks <= cut.pairs()) << what;
         ASSERT_LE(longest_share(blocks), std::max(steps, leaf_steps)) << what;
-        // Half of them would have more, at least as long as all leaves of a list have the same length.
-        if (blocks > 1 && cut.long_leaves == 0) {
-          ASSERT_GT(longest_share(blocks / 2), steps) << what;
+        // One fewer would have more, at least as long as all leaves of a list have the same length.
+        if (blocks > 1 && cut.steps % (1 << cut.leaves_log2) == 0) {
+          ASSERT_GT(longest_share(blocks - 1), steps) << what;
         }
       }
     }

@@ -42,11 +42,17 @@ struct Running {
   }
 };
 
-// What stays the same over the steps.
+// The list's queries in shared memory: what a block begins with.
+template <typename T>
+struct QueryRows {
+  char rows[T::kSlots][T::kQueryStride];  // one row of q for each slot
+  int last_visible[T::kSlots];            // token that a slot's query stands at; with several queries
+};
+
+// Where a lane reads them.
 template <typename T>
 struct Queries {
-  uint32_t address;                      // this lane's place in the first slots' queries, shared memory
-  int last_visible[T::kColumnTiles][2];  // token that a slot's query stands at; with several queries
+  uint32_t address;  // this lane's place in the first slots' rows, shared memory
 
   // Operands of slots n * 8 + g for dims 32 i + (0 to 15) and + (16 to 31).
   __device__ __forceinline__ uint4 read(int i, int n) const {
@@ -54,6 +60,11 @@ struct Queries {
     if constexpr (T::kKvBytes == 2) return load_matrices(at);
     const uint2 low = load_shared2(at), high = load_shared2(at + 32);
     return {low.x, low.y, high.x, high.y};
+  }
+  // Those of slots n * 8 + 2c + (0, 1).
+  static __device__ uint32_t last_visible(int n) {
+    const uint32_t slot = n * 8 + threadIdx.x % 4 * 2;
+    return shared_address(block_memory()) + offsetof(QueryRows<T>, last_visible) + slot * 4;
   }
   static __device__ uint32_t lane_offset() {
     const uint32_t lane = threadIdx.x % 32;
@@ -234,14 +245,13 @@ __device__ __forceinline__ void weigh(Running<T>& run, uint32_t stage, const Sta
         logit = fmaf(logit, log2_scale, log2_weight);
       }
     }
-    if (p.num_queries > 1) {
+    if (p.num_queries > 1) {  // in shared memory: registers for it would be taken from all
       const int token = static_cast<int>(load_shared(entry + offsetof(Stage<T>, token)));
 #pragma unroll
       for (int n = 0; n < T::kColumnTiles; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (token > queries.last_visible[n][e]) scores[n][half * 2 + e] = -INFINITY;
-        }
+        const uint2 last = load_shared2(Queries<T>::last_visible(n));
+        if (token > static_cast<int>(last.x)) scores[n][half * 2] = -INFINITY;
+        if (token > static_cast<int>(last.y)) scores[n][half * 2 + 1] = -INFINITY;
       }
     }
   }

@@ -50,7 +50,7 @@ class CudaDecode final : public DecodeKernel {
     heads_per_list_ = kv_scope ? group : 1;
     lists_per_kv_head_ = kv_scope ? 1 : group;
     max_kv_len_ = problem.max_kv_len > 0 ? problem.max_kv_len : std::numeric_limits<int32_t>::max();
-    pair_capacity_ = Cut(std::max(max_kv_len_, op == DecodeOp::sparse ? problem.max_selected : 0), num_lists_).pairs;
+    pair_capacity_ = Cut(std::max(max_kv_len_, op == DecodeOp::sparse ? problem.max_selected : 0), num_lists_).pairs();
 
     const int32_t columns = heads_per_list_ * problem.num_queries;
     plain_ = deal_columns(columns, problem.head_dim, false);
@@ -162,8 +162,8 @@ class CudaDecode final : public DecodeKernel {
     const int64_t lists = int64_t{args.batch} * num_lists_ * columns.num_blocks;
     p.full_tokens = sparse ? p.max_selected : p.max_kv_len;
     p.full = Cut(p.full_tokens, num_lists_);
-    launch.blocks = choose_blocks(p.full.pairs, lists, room);
-    p.full_shares = Shares(p.full.pairs, launch.blocks);
+    launch.blocks = choose_blocks(p.full.pairs(), lists, room);
+    p.full_shares = Shares(p.full.pairs(), launch.blocks);
     launch.cluster =
         overlap_ && p.full_shares.blocks > 1 && forms_cluster(launch.blocks, lists, facts_.num_multiprocessors);
     // The next kernel's blocks start early where they fit beside this one's. Dense lists are mostly shorter than the page table allows.

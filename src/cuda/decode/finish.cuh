@@ -24,8 +24,8 @@ struct alignas(16) Leaf {
 // its leaf.
 template <typename T>
 struct alignas(128) Shared {
-  char queries[T::kSlots][T::kQueryStride];  // one row of q for each slot
-  int last;                                  // whether the block arrived last
+  QueryRows<T> queries;
+  int last;  // whether the block arrived last
 
   static_assert(sizeof(Leaf<T>) <= T::kStages * sizeof(Stage<T>));
   static constexpr int bytes(int num_warps) {
@@ -424,17 +424,18 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, 
   const int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
   const Place& place = work.place;
   if (shares.two_warps) {
+    const int block_pairs = shares.block_pairs(num_pairs);
     __syncwarp();  // the warp's rows are read
-    if (warp < kPairLeaves * shares.block_pairs) store_leaf<T>(leaf, place.num_columns, shared.leaf(warp));
+    if (warp < kPairLeaves * block_pairs) store_leaf<T>(leaf, place.num_columns, shared.leaf(warp));
     __syncthreads();
-    for (int task = warp; task < shares.block_pairs * place.num_columns; task += num_warps) {
+    for (int task = warp; task < block_pairs * place.num_columns; task += num_warps) {
       const int which = task >= place.num_columns ? 1 : 0, column = task - which * place.num_columns;
       const ColumnPart<T> part =
           fold_leaves<T>(shared.leaf(which * kPairLeaves), shared.leaf(which * kPairLeaves + 1), column);
       if (num_pairs == 1) {
         write_column<T>(p, place, column, part);
       } else {
-        store_part<T>(p, work, place.block * shares.block_pairs + which, column, part);
+        store_part<T>(p, work, place.block * block_pairs + which, column, part);
       }
     }
   }

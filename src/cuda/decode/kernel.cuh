@@ -26,7 +26,7 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
   Cut cut = p.full;
   Shares shares = p.full_shares;
   bool as_placed = true;
-  int leaf = 0, end_leaf = 0, first_step = 0;  // of a warp
+  int leaf = 0;  // of a warp
   QueryPieces<T> pieces;
 #pragma unroll 1
   for (bool waited = false;; waited = true) {
@@ -35,7 +35,7 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     work.extent = extent;
     if (waited || p.reads_early) {
       if (p.deals_blocks) {
-        as_placed = !is_skewed(extent.num_tokens, p.num_lists);
+        as_placed = !is_skewed(extent.num_tokens, p.num_lists, dealt.blocks);
         if (!as_placed) {
           dealt = deal_blocks(Cut(extent.num_tokens, p.num_lists), p.num_lists, dealt.blocks,
                               own_list * dealt.blocks + dealt.block);
@@ -46,12 +46,11 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
         rows.move_to(p, work.place);
       }
       cut = Cut(work.extent.num_tokens, p.num_lists);
-      shares = Shares(cut.pairs, {dealt.blocks, num_warps});
+      shares = Shares(cut.pairs(), {dealt.blocks, num_warps});
     }
-    leaf = shares.first_leaf(cut.pairs, num_warps, dealt.block, warp);
-    end_leaf = shares.first_leaf(cut.pairs, num_warps, dealt.block, warp + 1);
-    first_step = cut.first_step(leaf);
-    rows.place(first_step, cut.first_step(end_leaf), work.extent.num_tokens);
+    leaf = shares.first_leaf(cut.pairs(), num_warps, dealt.block, warp);
+    const int end_leaf = shares.first_leaf(cut.pairs(), num_warps, dealt.block, warp + 1);
+    rows.place(cut.first_step(leaf), cut.first_step(end_leaf), work.extent.num_tokens);
     if (!waited) {
       if (p.parts_at != 0) wait_for_cluster();  // its blocks run: their shared memory can be written
       wait_for_earlier_kernels();
@@ -60,40 +59,42 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     pieces.load(p, work.place);
     const Extent now(p, work.place.sequence, lane_list);
     work.extent.kv_len = now.kv_len;
-    if (__all_sync(kAllLanes, now.is_as_long(extent))) break;
+    const uint32_t as_guessed = __ballot_sync(kAllLanes, now.is_as_long(extent));
+    if (as_guessed == kAllLanes) break;
     extent = now;
+    // Other lists are not as guessed, but blocks stay where they are.
+    if (p.deals_blocks && as_placed && (as_guessed >> own_list & 1u) != 0 &&
+        !is_skewed(extent.num_tokens, p.num_lists, static_cast<int>(gridDim.x))) {
+      break;
+    }
   }
   if (work.place.block >= shares.blocks) return;
   // Blocks that were dealt anew are not those of a cluster.
-  work.in_cluster = p.parts_at != 0 && as_placed && cut.pairs <= p.parts_pairs && shares.blocks >> p.parts_column_bits != 0;
+  work.in_cluster =
+      p.parts_at != 0 && as_placed && cut.pairs() <= p.parts_pairs && shares.blocks >> p.parts_column_bits != 0;
   rows.look_up_first(p, work);
-  pieces.store(shared.queries);
+  pieces.store(shared.queries.rows);
 
   const StageLane<T> stage_lane;
   Queries<T> queries;
-  queries.address = shared_address(shared.queries) + Queries<T>::lane_offset();
-  if (p.num_queries > 1) {
-#pragma unroll
-    for (int n = 0; n < T::kColumnTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        queries.last_visible[n][e] =
-            work.extent.kv_len - p.num_queries + work.place.query_of(p, (n * 8 + 2 * (threadIdx.x % 4) + e) % T::kColumns);
-      }
-    }
+  queries.address = shared_address(shared.queries.rows) + Queries<T>::lane_offset();
+  if (const int slot = static_cast<int>(threadIdx.x); p.num_queries > 1 && slot < T::kSlots) {
+    shared.queries.last_visible[slot] = work.extent.kv_len - p.num_queries + work.place.query_of(p, slot % T::kColumns);
   }
   const float scale = p.key_scales != nullptr ? p.scale * p.key_scales[work.place.kv_head(p)] : p.scale;
 
   Running<T> run, first;  // of the present leaf; of its pair's first leaf
   run.clear();
-  int leaf_end = cut.first_step(leaf + 1) - first_step;
+  int leaf_end = cut.first_step(leaf + 1) - rows.first_step();
+  constexpr int kNever = INT32_MAX;
   const auto end_of_leaf = [&] {
     run.add_lanes();
     const int pair = leaf / kPairLeaves;
     const bool is_first = leaf % kPairLeaves == 0;
     ++leaf;
+    leaf_end = kNever;
     if (shares.two_warps) return;
-    leaf_end = cut.first_step(leaf + 1) - first_step;
+    leaf_end = cut.first_step(leaf + 1) - rows.first_step();  // of a leaf that is not this warp's: after the last step
     if (!is_first) {
       if constexpr (!T::kHoldsPair) load_pair<T>(p, work, pair, first);
       fold<T>(first, run);
@@ -106,7 +107,7 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     run.clear();
   };
 #pragma unroll 1  // one place that starts copies, those of the first steps too
-  for (int step = -T::kStages; step < rows.num_steps(); ++step) {
+  for (int step = -T::kStages; step < 0 || rows.has(step); ++step) {
     uint32_t stage = 0, weights[2][T::kColumnTiles];
     if (step >= 0) {
       stage = rows.wait();
@@ -128,9 +129,9 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     }
     if (step == -1) __syncthreads();  // queries are there
 #pragma unroll 1
-    while (step + 1 == leaf_end && leaf < end_leaf) end_of_leaf();
+    while (step + 1 == leaf_end) end_of_leaf();
   }
-  finish<T>(p, work, cut.pairs, shares, run, shared);
+  finish<T>(p, work, cut.pairs(), shares, run, shared);
 }
 
 }  // namespace rarefy::cuda

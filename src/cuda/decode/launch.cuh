@@ -59,7 +59,7 @@ cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
   };
   p.parts_at = 0;
   if (launch.cluster) {
-    p.parts_pairs = p.full.pairs;
+    p.parts_pairs = p.full.pairs();
     p.parts_column_bits = 0;
     while (2 << p.parts_column_bits <= std::min(p.full_shares.blocks, p.columns_per_block)) ++p.parts_column_bits;
     const int rows = ceil_div(p.columns_per_block, 1 << p.parts_column_bits) * PartRow<T>::kKinds * p.parts_pairs;

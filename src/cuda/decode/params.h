@@ -40,35 +40,29 @@ RAREFY_HOST_DEVICE constexpr int32_t floor_log2(uint32_t a) {  // a > 0
 
 // How a list of n tokens is cut, of a sequence with num_lists of them.
 struct Cut {
-  int32_t pairs = 1, short_leaf = 1, long_leaves = 0;  // leaves have short_leaf steps, the first long_leaves one more
+  int32_t leaves_log2 = 1, steps = 1;
 
   Cut() = default;
   // Powers of two, so that pairs can be dealt out evenly. A multiprocessor is to have one block or two: 16 pairs of 8 lists are 128 blocks
   // for 132 multiprocessors, 32 are 256. More pairs of a short list spend more on merging than they save on rows (8 lists of a sequence,
-  // batch 1, 4 and 16: 2,621 tokens 8.3, 16.8 and 48.6 us with 32 and 8.9, 16.2 and 48.0 with 16; 1,311 tokens 7.0, 12.3 and 31.3, and 6.8, 11.2 and 27.4).
+  // batch 1, 4 and 16: 2,621 tokens 8.0, 17.3 and 47.6 us with 32 and 8.4, 16.7 and 47.0 with 16; 1,311 tokens 6.8, 12.3 and 27.9, and 6.4, 11.5 and 26.9).
   // Leaves of one step are the quickest for a sequence alone, but a leaf costs as much as a step to begin and end: where a sequence has many
   // lists, there are warps enough with leaves of two.
   RAREFY_HOST_DEVICE constexpr Cut(int32_t n, int32_t num_lists) {
-    const uint32_t steps = n > kStepTokens ? static_cast<uint32_t>(n - 1) / kStepTokens + 1 : 1;
+    steps = n > kStepTokens ? static_cast<int32_t>(static_cast<uint32_t>(n - 1) / kStepTokens) + 1 : 1;
     const bool few_lists = num_lists < kManyLists;
-    // As many leaves as there are, but no pair is empty: (leaves - 2) leaf_steps < steps. The last leaf may be.
+    // As many leaves as there are, but no pair is empty: leaves are at most one more than steps. The last leaf may be.
     const int32_t leaf_steps_log2 = few_lists ? 0 : 1;  // about, at least
     const int32_t most = n <= (few_lists ? 2048 : 4096) ? kFewPairsLog2 : n <= 32768 ? kFewPairsLog2 + 1 : kMaxPairsLog2;
-    const int32_t filled = floor_log2(((steps + (1u << leaf_steps_log2) - 1) >> leaf_steps_log2) + 1);
-    const int32_t leaves_log2 = filled < 1 ? 1 : filled > most + 1 ? most + 1 : filled;
-    pairs = 1 << (leaves_log2 - 1);
-    short_leaf = static_cast<int32_t>(steps >> leaves_log2);
-    long_leaves = static_cast<int32_t>(steps & ((1u << leaves_log2) - 1));
+    const int32_t filled = floor_log2((static_cast<uint32_t>(steps + (1 << leaf_steps_log2) - 1) >> leaf_steps_log2) + 1);
+    leaves_log2 = filled < 1 ? 1 : filled > most + 1 ? most + 1 : filled;
   }
-  // Where a leaf begins; that of 2 * pairs is the end.
+  RAREFY_HOST_DEVICE constexpr int32_t pairs() const { return 1 << (leaves_log2 - 1); }
+  // Where a leaf begins; that of 2 * pairs is the end. Leaves differ by a step at most, and so do any of their neighbours taken together: with
+  // the longer ones first, the first block of two had 96 steps and the second 68 (2,621 tokens).
   RAREFY_HOST_DEVICE constexpr int32_t first_step(int32_t leaf) const {
-    return leaf * short_leaf + (leaf < long_leaves ? leaf : long_leaves);
+    return -static_cast<int32_t>(int64_t{-leaf} * steps >> leaves_log2);  // rounded up
   }
-  // Of the longest pair.
-  RAREFY_HOST_DEVICE constexpr int32_t pair_steps() const {
-    return kPairLeaves * short_leaf + (long_leaves < kPairLeaves ? long_leaves : kPairLeaves);
-  }
-  RAREFY_HOST_DEVICE constexpr int32_t steps() const { return kPairLeaves * pairs * short_leaf + long_leaves; }
 };
 
 // Blocks for each list, and warps of a block.
@@ -90,34 +84,55 @@ constexpr Blocks choose_blocks(int32_t pairs, int64_t num_lists, int32_t room) {
   return {static_cast<int32_t>(best), kMaxBlockWarps};
 }
 
-// Who works on a list: two warps on a pair, one or two pairs in a block; or each warp on some pairs. All numbers are powers of two.
+// About a / b, for numbers that the hardware's quick division is exact enough for.
+RAREFY_HOST_DEVICE inline float quotient(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
+}
+// Whole times that b (> 0) fits into a (>= 0), below 2^20.
+RAREFY_HOST_DEVICE inline int32_t quick_div(float a, float b) { return static_cast<int32_t>(quotient(a + 0.5f, b)); }
+
+// Who works on a list: two warps on a pair, one or two pairs in a block; or each warp on some pairs.
 struct Shares {
-  int32_t blocks = 1, block_pairs = 1;  // block_pairs is 1 or 2
-  bool two_warps = true;                // on a pair
+  static constexpr int32_t kUnitLog2 = 24;
+  int32_t blocks = 1;
+  bool two_warps = true;                      // on a pair
+  uint32_t one_warp = 1u << (kUnitLog2 - 1);  // else: one over the number of warps, in 2^-24, rounded up
 
   Shares() = default;
-  RAREFY_HOST_DEVICE constexpr Shares(int32_t pairs, Blocks most) {
-    if (most.warps > kPairLeaves && pairs > most.per_list) block_pairs = 2;
+  RAREFY_HOST_DEVICE Shares(int32_t pairs, Blocks most) {
+    const int32_t block_pairs = most.warps > kPairLeaves && pairs > most.per_list ? 2 : 1;
     two_warps = pairs <= block_pairs * most.per_list;
     blocks = two_warps ? pairs >> (block_pairs - 1) : most.per_list;
+    one_warp = static_cast<uint32_t>(quotient(1 << kUnitLog2, static_cast<float>(most.warps * blocks))) + 2;
   }
+  // Of a block, with two warps on a pair.
+  RAREFY_HOST_DEVICE constexpr int32_t block_pairs(int32_t pairs) const { return pairs > blocks ? 2 : 1; }
   // First leaf of a warp of a block with `warps` warps; that of the next warp is the end. Some warps may have none: they help to merge.
   RAREFY_HOST_DEVICE constexpr int32_t first_leaf(int32_t pairs, int32_t warps, int32_t block, int32_t warp) const {
-    if (!two_warps) return kPairLeaves * (pairs * (block * warps + warp) >> floor_log2(warps * blocks));
-    const int32_t most = kPairLeaves * block_pairs;
+    if (!two_warps) {
+      const auto before = static_cast<uint32_t>(pairs * (block * warps + warp));
+      return kPairLeaves * static_cast<int32_t>(before * one_warp >> kUnitLog2);
+    }
+    const int32_t most = kPairLeaves * block_pairs(pairs);
     return block * most + (warp < most ? warp : most);
   }
 };
+// Twice the rounding of 1 / warps must not matter: that share of all pairs times warps, of at most kMaxPairs / 2 blocks.
+static_assert(int64_t{4} * kMaxPairs * (kMaxPairs / 2 * kMaxBlockWarps) * (kMaxPairs / 2 * kMaxBlockWarps) <
+              int64_t{1} << Shares::kUnitLog2);
 
-// The fewest blocks of kMaxBlockWarps warps for shares of at most `steps` steps (> 0), or of a leaf. Without divisions: a GPU spends more on one
-// than on the rest.
-RAREFY_HOST_DEVICE constexpr int32_t blocks_within(const Cut& cut, int32_t steps) {
-  const int32_t pair_steps = cut.pair_steps();
-  if (pair_steps > steps) return cut.pairs > 1 ? cut.pairs / 2 : 1;
-  int32_t warp_pairs_log2 = floor_log2(steps) - floor_log2(pair_steps);
-  if (pair_steps << warp_pairs_log2 > steps) --warp_pairs_log2;
-  const int32_t blocks = cut.pairs >> warp_pairs_log2 >> floor_log2(kMaxBlockWarps);
-  return blocks > 0 ? blocks : 1;
+// The fewest blocks of kMaxBlockWarps warps for shares of at most `steps` steps (> 0), or of a leaf.
+RAREFY_HOST_DEVICE inline int32_t blocks_within(const Cut& cut, int32_t steps) {
+  // So many pairs have at most so many steps, as pairs are even.
+  const int32_t warp_pairs =
+      quick_div(static_cast<float>(steps) * static_cast<float>(cut.pairs()), static_cast<float>(cut.steps));
+  if (warp_pairs == 0) return cut.pairs() > 1 ? cut.pairs() / 2 : 1;
+  const int32_t warps = quick_div(static_cast<float>(cut.pairs() - 1), static_cast<float>(warp_pairs)) + 1;
+  return (warps - 1) / kMaxBlockWarps + 1;
 }
 
 // Blocks of a list that are started as a cluster merge its parts in their own shared memory, not in device memory: 3 to 6 % less time for short

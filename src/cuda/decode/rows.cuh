@@ -66,8 +66,7 @@ class Rows {
   __device__ __forceinline__ void place(int first_step, int end_step, int num_tokens) {
     begin_ = first_step * kStepTokens;
     end_ = min(end_step * kStepTokens, num_tokens);
-    num_steps_ = end_step - first_step;
-    asm volatile("" : "+r"(begin_), "+r"(end_), "+r"(num_steps_));
+    asm volatile("" : "+r"(begin_), "+r"(end_));
   }
   __device__ __forceinline__ void load_first(const DecodeParams& p, const Work& work) {
     load_entries(p, work, 0, soon_);
@@ -78,12 +77,13 @@ class Rows {
     soon_.page = look_up(p, work, soon_);
   }
 
-  __device__ int num_steps() const { return num_steps_; }
+  __device__ int first_step() const { return begin_ / kStepTokens; }
+  __device__ bool has(int step) const { return begin_ + step * kStepTokens < end_; }
   // Starts the copies of a step, if there is such a step. Steps come in ascending order, each when the stage it takes has been read. With
   // kKeysApart keys and values are started one after the other, each when those of the step before have been read.
   __device__ __forceinline__ void start(const DecodeParams& p, const Work& work, int step) {
     static_assert(!T::kKeysApart || T::kStages == 1);
-    if (step < num_steps_) {
+    if (has(step)) {
       if (step % 2 == 0) advance(p, work, step / 2);
       copy<true, !T::kKeysApart>(p, step % 2);
       if constexpr (!T::kKeysApart) next_ = following(next_);
@@ -91,7 +91,7 @@ class Rows {
     commit_copies();
   }
   __device__ __forceinline__ void start_values(const DecodeParams& p, int step) {
-    if (step < num_steps_) copy<false, true>(p, step % 2);
+    if (has(step)) copy<false, true>(p, step % 2);
     commit_copies();
   }
   // Waits until the next step is there (kKeysApart: its keys), as many steps from it on having been started as there are stages; returns the
@@ -177,8 +177,8 @@ class Rows {
       constexpr int kMixed = T::kRowBytes >= 128 ? 7 : 0;
       const uint32_t keys = (to ^ (i * kRowsAtOnce & kMixed) * 16) + i * kRowsAtOnce * T::kRowBytes;
       const uint32_t values = keys + offsetof(Stage<T>, values);
-      if constexpr (kKeys) copy_16<T::kRowBytes>(keys, keys_ + from, wanted, policy_);
-      if constexpr (kValues) copy_16<T::kRowBytes>(values, values_ + from, wanted, policy_);
+      if constexpr (kKeys) copy_16<T::kRowBytes>(keys, keys_ + from, wanted);
+      if constexpr (kValues) copy_16<T::kRowBytes>(values, values_ + from, wanted);
     }
   }
 
@@ -196,13 +196,12 @@ class Rows {
   const char* values_;           // the same
   int64_t list_;                 // where the list's ids and weights begin
   const int32_t* table_;         // [max_pages] i32
-  int begin_, end_, num_steps_;  // positions in the list: the warp's first, the end of its share
+  int begin_, end_;              // positions in the list: the warp's first, the end of its share
   Entries soon_, later_;         // pages on their way, ids on their way
   uint32_t row_ = 0;             // of the pair whose rows are copied: offset in units of 16 bytes
   uint32_t good_rows_ = 0;       // which lanes have one
   float log2_weight_ = 0.0f, missing_ = 0.0f;
   int token_ = 0;
-  uint64_t policy_ = evict_first();
 };
 
 }  // namespace rarefy::cuda

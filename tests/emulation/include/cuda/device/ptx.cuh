@@ -119,10 +119,9 @@ T* in_block(T* at, int rank) {  // not a tensor: any shared memory
 }
 
 template <int kRowBytes>
-void copy_16(uint32_t to, const char* from, bool wanted, uint64_t) {  // from [16] bytes
+void copy_16(uint32_t to, const char* from, bool wanted) {  // from [16] bytes
   emulation::start_copy(to, from, wanted);
 }
-inline uint64_t evict_first() { return 0; }
 inline void commit_copies() { emulation::commit_copies(); }
 template <int kLater>
 void wait_for_copies() {
