@@ -54,9 +54,8 @@ TEST(CudaCut, LeavesCoverEveryListExactlyAndStayWithinCapacity) {
     }
     EXPECT_EQ(most, cuda::kMaxPairs);
     EXPECT_LE(cuda::kMaxPairs, 64) << "a lane of the merging warp has two parts";
-    // As long as an int32 can say: nothing overflows.
-    const Cut longest(INT32_MAX, num_lists);
-    EXPECT_EQ(longest.first_step(cuda::kPairLeaves * longest.pairs()), 1 << 27);
+    const Cut longest(cuda::kMaxTokens, num_lists);  // nothing overflows
+    EXPECT_EQ(longest.first_step(cuda::kPairLeaves * longest.pairs()), cuda::kMaxTokens / cuda::kStepTokens);
   }
 }
 
@@ -178,6 +177,7 @@ TEST(CudaRegistry, RefusesShapesWithTheReasonOnAnyMachine) {
       {"sliding_window", [](DecodeProblem& p) { p.sliding_window = 64; }},
       {"at most 16 query heads", [](DecodeProblem& p) { p.num_q_heads = 34; }},
       {"num_queries", [](DecodeProblem& p) { p.num_queries = 9; }},
+      {"max_kv_len and max_selected up to 134217728", [](DecodeProblem& p) { p.max_kv_len = cuda::kMaxTokens + 1; }},
   };
   for (const Refusal& refusal : refusals) {
     DecodeProblem wrong = problem();

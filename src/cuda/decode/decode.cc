@@ -49,7 +49,7 @@ class CudaDecode final : public DecodeKernel {
     num_lists_ = kv_scope ? problem.num_kv_heads : problem.num_q_heads;
     heads_per_list_ = kv_scope ? group : 1;
     lists_per_kv_head_ = kv_scope ? 1 : group;
-    max_kv_len_ = problem.max_kv_len > 0 ? problem.max_kv_len : std::numeric_limits<int32_t>::max();
+    max_kv_len_ = problem.max_kv_len > 0 ? problem.max_kv_len : kMaxTokens;
     pair_capacity_ = Cut(std::max(max_kv_len_, op == DecodeOp::sparse ? problem.max_selected : 0), num_lists_).pairs();
 
     const int32_t columns = heads_per_list_ * problem.num_queries;
@@ -265,6 +265,10 @@ Status check_shape(const DecodeProblem& problem) {
                                std::string(to_string(problem.q_dtype)));
   }
   if (problem.sliding_window > 0) return Status::unsupported("expected no sliding_window, which these kernels do not mask");
+  if (problem.max_kv_len > kMaxTokens || problem.max_selected > kMaxTokens) {
+    return Status::unsupported("expected max_kv_len and max_selected up to " + number(kMaxTokens) + ", got " +
+                               number(problem.max_kv_len) + " and " + number(problem.max_selected));
+  }
   if (problem.max_batch > 65535)
     return Status::unsupported("expected max_batch up to 65535, got " + number(problem.max_batch));
   return {};

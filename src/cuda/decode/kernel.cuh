@@ -59,11 +59,11 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     pieces.load(p, work.place);
     const Extent now(p, work.place.sequence, lane_list);
     work.extent.kv_len = now.kv_len;
-    const uint32_t as_guessed = __ballot_sync(kAllLanes, now.is_as_long(extent));
-    if (as_guessed == kAllLanes) break;
+    const bool as_guessed = now.is_as_long(extent);
+    if (__all_sync(kAllLanes, as_guessed)) break;
     extent = now;
     // Other lists are not as guessed, but blocks stay where they are.
-    if (p.deals_blocks && as_placed && (as_guessed >> own_list & 1u) != 0 &&
+    if (p.deals_blocks && as_placed && __shfl_sync(kAllLanes, as_guessed, own_list) != 0 &&
         !is_skewed(extent.num_tokens, p.num_lists, static_cast<int>(gridDim.x))) {
       break;
     }

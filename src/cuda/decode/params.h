@@ -21,7 +21,8 @@ inline constexpr int32_t kStepTokens = 16;  // rows of one matrix instruction
 inline constexpr int32_t kMinBlockWarps = 2, kMaxBlockWarps = 4, kPairLeaves = 2;
 inline constexpr int32_t kFewPairsLog2 = 4, kMaxPairsLog2 = 6, kMaxPairs = 1 << kMaxPairsLog2;
 static_assert(kPairLeaves == 2);
-inline constexpr int32_t kManyLists = 16;  // of a sequence
+inline constexpr int32_t kManyLists = 16;       // of a sequence
+inline constexpr int32_t kMaxTokens = 1 << 27;  // of a list: leaves times steps fit 32 bits
 // Blocks of four warps that a multiprocessor holds at a time. Two keep enough rows of 256 bytes under way; registers for a third would
 // spill, and a spilled register waits behind the rows. Rows of 128 bytes are half the work of a step for the same instructions, so there are
 // twice the warps: dense decode with head_dim 64 took 7 % less time.
@@ -61,7 +62,7 @@ struct Cut {
   // Where a leaf begins; that of 2 * pairs is the end. Leaves differ by a step at most, and so do any of their neighbours taken together: with
   // the longer ones first, the first block of two had 96 steps and the second 68 (2,621 tokens).
   RAREFY_HOST_DEVICE constexpr int32_t first_step(int32_t leaf) const {
-    return -static_cast<int32_t>(int64_t{-leaf} * steps >> leaves_log2);  // rounded up
+    return -(-leaf * steps >> leaves_log2);  // rounded up
   }
 };
 
