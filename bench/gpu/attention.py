@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(ROOT / "python")]
 
 from provenance import commit_of, now  # noqa: E402
-from tables import TABLES, ceiling_us, graph_sizes, sparse_bytes, table  # noqa: E402
+from tables import LAUNCHES, TABLES, ceiling_us, graph_sizes, list_sizes, sparse_bytes, table  # noqa: E402
 
 RESERVE_BYTES = 14 << 30  # workspaces, lists and what making them needs
 MAX_ERROR = 2e-2  # relative error of an output in bf16 or f16; rounding of out alone is below 4e-3
@@ -29,13 +29,13 @@ def parse(arguments=None):
     parser.add_argument("--sparsity", type=float, action="append", help="these sparsities only")
     parser.add_argument("--scope", choices=("kv_head", "query_head"), action="append", help="these scopes only")
     parser.add_argument("--head-dim", type=int, action="append", help="these head sizes only")
-    parser.add_argument("--launches", type=int, default=24, help="of one graph (24)")
+    parser.add_argument("--launches", type=int, help="of one graph (24, up to 128 where they are short)")
     parser.add_argument("--replays", type=int, default=25, help="timed replays of each graph (25)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     if options.replays < 20:
         parser.error(f"--replays: expected at least 20, got {options.replays}")
-    if options.launches < 1:
+    if options.launches is not None and options.launches < 1:
         parser.error(f"--launches: expected at least 1, got {options.launches}")
     return options
 
@@ -130,7 +130,7 @@ class Bench:
         if free < shape.layer_bytes:
             self.failures.append(f"{shape}: one layer needs {shape.layer_bytes >> 30} GiB, {free >> 30} GiB are free")
             return
-        dense_sizes, sizes = (graph_sizes(shape, options.launches, free, reuse) for reuse in (False, True))
+        dense_sizes, sizes = (graph_sizes(shape, options.launches or LAUNCHES, free, reuse) for reuse in (False, True))
         caches = c.Caches(shape, sizes.layers, self.dtype, options.seed, self.timer.device)
         dense_slots = caches.slots(dense_sizes.launches)
         references = {}
@@ -151,6 +151,8 @@ class Bench:
                               "launches": dense_sizes.launches}, shape, dense, ours_dense, self.read_tb_s))
         del arm, dense_slots
         for lists in lists_of_case:
+            if options.launches is None:
+                sizes = list_sizes(shape, sizes.layers, ceiling_us(sparse_bytes(lists, shape), self.read_tb_s))
             self.sparse(caches, lists, sizes, dense, ours_dense, write)
         del caches
         gc.collect()

@@ -114,6 +114,15 @@ class Sizes:
 COLD_BYTES = 256 << 20  # several times the L2: a layer whose launches are that far apart is cold again
 
 
+LAUNCHES, MOST_LAUNCHES = 24, 128  # of one graph
+GRAPH_START_US = 10  # from the event before a replay to its first launch (H200: 24 and 64 launches of 5 us differed by 0.26 us a launch)
+
+
+def launches_of(us: float) -> int:
+    """As many launches of about `us` microseconds that the start of their graph is at most 1 % of them."""
+    return max(LAUNCHES, min(MOST_LAUNCHES, math.ceil(GRAPH_START_US / (0.01 * us))))
+
+
 def graph_sizes(shape: Shape, launches: int, memory_bytes: int, reuse: bool) -> Sizes:
     """Each launch reads a layer of its own while memory lasts. After that layers are used again if what lies between two uses
     (for lists of their own, `reuse`, nearly every row of every launch) is several times the L2; else there are fewer launches."""
@@ -121,6 +130,11 @@ def graph_sizes(shape: Shape, launches: int, memory_bytes: int, reuse: bool) -> 
     if layers == launches or reuse or layers * shape.layer_bytes >= COLD_BYTES:
         return Sizes(layers, launches)
     return Sizes(layers, layers)
+
+
+def list_sizes(shape: Shape, layers: int, us: float) -> Sizes:
+    """Launches of about `us` microseconds over these layers; no more than usual where the layers together fit the L2."""
+    return Sizes(layers, launches_of(us) if layers * shape.layer_bytes >= COLD_BYTES else LAUNCHES)
 
 
 def percentile(sorted_values, share: float) -> float:

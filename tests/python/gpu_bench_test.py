@@ -60,6 +60,11 @@ class Tables(unittest.TestCase):
         self.assertEqual(tables.graph_sizes(small, 24, 10 * small.layer_bytes, reuse=False), tables.Sizes(10, 10))
         self.assertEqual(tables.graph_sizes(big, 24, big.layer_bytes, reuse=True), tables.Sizes(1, 24))
 
+    def test_short_launches_are_more(self):
+        shape, small = Shape(batch=4), Shape(kv_len=512)
+        self.assertEqual([tables.list_sizes(shape, 24, us).launches for us in (5, 10, 20, 1000)], [128, 100, 50, 24])
+        self.assertEqual(tables.list_sizes(small, 24, 5), tables.Sizes(24, 24))
+
     def test_percentiles(self):
         self.assertEqual(tables.summary([5, 1, 4, 2, 3, 10, 9, 8, 7, 6]), {"p10_us": 1, "median_us": 5, "p90_us": 9})
 
