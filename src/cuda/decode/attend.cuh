@@ -284,15 +284,24 @@ __device__ __forceinline__ void weigh(Running<T>& run, uint32_t stage, const Sta
 template <typename T>
 class QueryPieces {
  public:
-  __device__ __forceinline__ void load(const DecodeParams& p, const Place& place) {
+  // Where they are, before the kernel's wait; null where there is none.
+  __device__ __forceinline__ void place(const DecodeParams& p, const Place& place) {
 #pragma unroll
     for (unsigned i = 0; i < kCount; ++i) {
       const int column = static_cast<int>(slot(i) % T::kColumns);
-      pieces_[i] = {};
-      if (slot(i) >= T::kSlots || column >= place.num_columns) continue;
-      const char* row = static_cast<const char*>(p.q) +
-                        static_cast<int64_t>(place.output_row(p, column)) * (T::kHeadDim * 2);  // [head_dim] 16 bits
-      pieces_[i] = __ldg(reinterpret_cast<const uint4*>(row) + index(i) % kPieces);
+      from_[i] = nullptr;
+      if (slot(i) < T::kSlots && column < place.num_columns) {
+        const char* row = static_cast<const char*>(p.q) +
+                          static_cast<int64_t>(place.output_row(p, column)) * (T::kHeadDim * 2);  // [head_dim] 16 bits
+        from_[i] = reinterpret_cast<const uint4*>(row) + index(i) % kPieces;
+      }
+      asm volatile("" : "+l"(from_[i]));
+    }
+  }
+  __device__ __forceinline__ void load() {
+#pragma unroll
+    for (unsigned i = 0; i < kCount; ++i) {
+      pieces_[i] = load_if_any(from_[i]);
     }
   }
   __device__ __forceinline__ void store(char (*to)[T::kQueryStride]) const {  // to [kSlots, kQueryStride] bytes
@@ -308,6 +317,7 @@ class QueryPieces {
   static __device__ unsigned index(unsigned i) { return threadIdx.x + i * blockDim.x; }
   static __device__ unsigned slot(unsigned i) { return index(i) / kPieces; }
 
+  const uint4* from_[kCount];  // [1] 16 bytes each
   uint4 pieces_[kCount];
 };
 

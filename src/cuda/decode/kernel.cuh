@@ -51,13 +51,16 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     leaf = shares.first_leaf(cut.pairs(), num_warps, dealt.block, warp);
     const int end_leaf = shares.first_leaf(cut.pairs(), num_warps, dealt.block, warp + 1);
     rows.place(cut.first_step(leaf), cut.first_step(end_leaf), work.extent.num_tokens);
+    const int64_t first_entry = rows.first_entry();
+    pieces.place(p, work.place);
     if (!waited) {
       if (p.parts_at != 0) wait_for_cluster();  // its blocks run: their shared memory can be written
       wait_for_earlier_kernels();
     }
-    rows.load_first(p, work);
-    pieces.load(p, work.place);
-    const Extent now(p, work.place.sequence, lane_list);
+    const Given given = Given::now(p, work.place.sequence, lane_list);
+    rows.load_first(p, work, first_entry);
+    pieces.load();
+    const Extent now(p, work.place.sequence, lane_list, given, threadIdx.x < 32);
     work.extent.kv_len = now.kv_len;
     const bool as_guessed = now.is_as_long(extent);
     if (__all_sync(kAllLanes, as_guessed)) break;

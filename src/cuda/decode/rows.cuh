@@ -51,8 +51,7 @@ class Rows {
   __device__ __forceinline__ Rows(const DecodeParams& p, const Place& place, uint32_t ring)
       : ring_(ring), next_(ring), read_(ring) {
     to_ = piece_offset<T>(lane() / kPieces, lane() % kPieces);
-    table_ = p.page_table + static_cast<int64_t>(place.sequence) * p.max_pages;
-    asm volatile("" : "+l"(table_), "+r"(to_));
+    asm volatile("" : "+r"(to_));
     move_to(p, place);
   }
   __device__ __forceinline__ void move_to(const DecodeParams& p, const Place& place) {
@@ -68,9 +67,15 @@ class Rows {
     end_ = min(end_step * kStepTokens, num_tokens);
     asm volatile("" : "+r"(begin_), "+r"(end_));
   }
-  __device__ __forceinline__ void load_first(const DecodeParams& p, const Work& work) {
-    load_entries(p, work, 0, soon_);
-    load_entries(p, work, 1, later_);
+  // Where the lane's first entry is among all lists'; computed where it stands, before the kernel's wait.
+  __device__ __forceinline__ int64_t first_entry() const {
+    int64_t entry = list_ + position(0);
+    asm volatile("" : "+l"(entry));
+    return entry;
+  }
+  __device__ __forceinline__ void load_first(const DecodeParams& p, const Work& work, int64_t entry) {
+    load_entries(p, work, 0, entry, soon_);
+    load_entries(p, work, 1, entry + 2 * kStepTokens, later_);
   }
   // Once the sequence's length is known.
   __device__ __forceinline__ void look_up_first(const DecodeParams& p, const Work& work) {
@@ -84,8 +89,9 @@ class Rows {
   __device__ __forceinline__ void start(const DecodeParams& p, const Work& work, int step) {
     static_assert(!T::kKeysApart || T::kStages == 1);
     if (has(step)) {
-      if (step % 2 == 0) advance(p, work, step / 2);
+      if (step % 2 == 0) take_rows(p, work, step / 2);
       copy<true, !T::kKeysApart>(p, step % 2);
+      if (step % 2 == 0) look_ahead(p, work, step / 2);
       if constexpr (!T::kKeysApart) next_ = following(next_);
     }
     commit_copies();
@@ -121,22 +127,20 @@ class Rows {
   static __device__ int lane() { return threadIdx.x % 32; }
   __device__ int position(int pair) const { return begin_ + pair * 2 * kStepTokens + lane(); }
 
-  __device__ __forceinline__ void load_entries(const DecodeParams& p, const Work& work, int pair, Entries& entries) const {
+  __device__ __forceinline__ void load_entries(const DecodeParams& p, const Work& work, int pair, int64_t entry,
+                                               Entries& entries) const {
     const int at = position(pair);
-    entries.token = at < end_ ? at : -1;
-    entries.log_weight = 0.0f;
-    if (work.extent.dense || at >= end_) return;
-    entries.token = p.token_ids[list_ + at];
-    if (p.log_weight != nullptr) entries.log_weight = p.log_weight[list_ + at];
+    const bool listed = at < end_ && !work.extent.dense;
+    entries.token = load_if(listed, p.token_ids, entry, at < end_ ? at : -1);
+    entries.log_weight = load_if(listed && p.log_weight != nullptr, p.log_weight, entry, 0.0f);
   }
   __device__ __forceinline__ int look_up(const DecodeParams& p, const Work& work, const Entries& entries) const {
-    return static_cast<uint32_t>(entries.token) < static_cast<uint32_t>(work.extent.kv_len)
-               ? table_[entries.token >> p.page_shift]
-               : -1;
+    return load_if(static_cast<uint32_t>(entries.token) < static_cast<uint32_t>(work.extent.kv_len), p.page_table,
+                   static_cast<int64_t>(work.place.sequence) * p.max_pages + (entries.token >> p.page_shift), -1);
   }
 
-  // A value on its way must not be moved, which would wait for it: each is used where it was loaded, one pair of steps later.
-  __device__ __forceinline__ void advance(const DecodeParams& p, const Work& work, int pair) {
+  // From a pair of steps' pages to their rows.
+  __device__ __forceinline__ void take_rows(const DecodeParams& p, const Work& work, int pair) {
     constexpr float kLog2E = 1.4426950408889634f;
     const bool good = static_cast<uint32_t>(soon_.page) < static_cast<uint32_t>(p.num_pages);
     const uint32_t within = static_cast<uint32_t>(soon_.token) & ((1u << p.page_shift) - 1u);
@@ -146,10 +150,14 @@ class Rows {
     log2_weight_ = good ? soon_.log_weight * kLog2E : -INFINITY;
     if constexpr (T::kCertificates) missing_ = -expm1f(-soon_.log_weight);
     token_ = soon_.token;
+  }
+  // Asks for the pages of the next pair and the ids of the one behind it, once copies of this one have started. A value on its way must not be
+  // moved, which would wait for it: each is used where it was loaded, one pair of steps later.
+  __device__ __forceinline__ void look_ahead(const DecodeParams& p, const Work& work, int pair) {
     soon_.token = later_.token;
     soon_.log_weight = later_.log_weight;
     soon_.page = look_up(p, work, soon_);
-    load_entries(p, work, pair + 2, later_);
+    load_entries(p, work, pair + 2, list_ + position(pair + 2), later_);
   }
 
   __device__ uint32_t following(uint32_t stage) const {
@@ -157,16 +165,10 @@ class Rows {
     return stage + kBytes == ring_ + T::kStages * kBytes ? ring_ : stage + kBytes;
   }
 
-  // Entries go with the keys.
+  // Entries go with the keys, once copies have started.
   template <bool kKeys, bool kValues>
   __device__ __forceinline__ void copy(const DecodeParams& p, int half) const {
     constexpr int kRowsAtOnce = 32 / kPieces, kTurns = kStepTokens / kRowsAtOnce;
-    if (kKeys && lane() / 16 == half) {
-      const uint32_t entry = next_ + lane() % 16 * 4;
-      store_shared(entry + offsetof(Stage<T>, log2_weight), log2_weight_);
-      if constexpr (T::kCertificates) store_shared(entry + offsetof(Stage<T>, missing), missing_);
-      if (p.num_queries > 1) store_shared(entry + offsetof(Stage<T>, token), __int_as_float(token_));
-    }
     const int first = half * 16 + lane() / kPieces;
     const uint32_t to = next_ + to_;
 #pragma unroll
@@ -179,6 +181,12 @@ class Rows {
       const uint32_t values = keys + offsetof(Stage<T>, values);
       if constexpr (kKeys) copy_16<T::kRowBytes>(keys, keys_ + from, wanted);
       if constexpr (kValues) copy_16<T::kRowBytes>(values, values_ + from, wanted);
+    }
+    if (kKeys && lane() / 16 == half) {
+      const uint32_t entry = next_ + lane() % 16 * 4;
+      store_shared(entry + offsetof(Stage<T>, log2_weight), log2_weight_);
+      if constexpr (T::kCertificates) store_shared(entry + offsetof(Stage<T>, missing), missing_);
+      if (p.num_queries > 1) store_shared(entry + offsetof(Stage<T>, token), __int_as_float(token_));
     }
   }
 
@@ -195,7 +203,6 @@ class Rows {
   const char* keys_;             // [num_rows, head_dim] kv_dtype; this lane's 16 bytes of a row
   const char* values_;           // the same
   int64_t list_;                 // where the list's ids and weights begin
-  const int32_t* table_;         // [max_pages] i32
   int begin_, end_;              // positions in the list: the warp's first, the end of its share
   Entries soon_, later_;         // pages on their way, ids on their way
   uint32_t row_ = 0;             // of the pair whose rows are copied: offset in units of 16 bytes

@@ -53,37 +53,32 @@ struct Place {
   }
 };
 
+// What device memory says about a list's length.
+struct Given {
+  int kv_len, count;
+
+  // Asked for before anything else, as everything waits for it.
+  static __device__ __forceinline__ Given now(const DecodeParams& p, int sequence, int list) {
+    return {load_if(true, p.kv_lens, sequence, 0),
+            load_if(p.counts != nullptr, p.counts, sequence * p.num_lists + list, -1)};
+  }
+  // Before the kernel's wait: past the L1 cache, which would keep it.
+  static __device__ __forceinline__ Given early(const DecodeParams& p, int sequence, int list) {
+    return {__ldcg(p.kv_lens + sequence), p.counts != nullptr ? __ldcg(p.counts + sequence * p.num_lists + list) : -1};
+  }
+};
+
 // How long a list is.
 struct Extent {
   int kv_len, num_tokens;
   bool dense;
 
   Extent() = default;
-  // Reports what does not fit.
-  __device__ __forceinline__ Extent(const DecodeParams& p, int sequence, int list)
-      : Extent(p, sequence, list, p.kv_lens[sequence], p.counts != nullptr ? p.counts[sequence * p.num_lists + list] : -1,
-               threadIdx.x < 32) {}
-  // Before the kernel's wait: what is there now, loaded past the L1 cache, which would keep it; or a full list.
-  static __device__ __forceinline__ Extent guess(const DecodeParams& p, int sequence, int list) {
-    if (p.reads_early) {
-      return {p,
-              sequence,
-              list,
-              __ldcg(p.kv_lens + sequence),
-              p.counts != nullptr ? __ldcg(p.counts + sequence * p.num_lists + list) : -1,
-              false};
-    }
-    Extent full;
-    full.kv_len = 0, full.num_tokens = p.full_tokens, full.dense = p.counts == nullptr;
-    return full;
-  }
-  // Whether the same tokens are a warp's; kv_len is not asked.
-  __device__ bool is_as_long(const Extent& other) const { return num_tokens == other.num_tokens && dense == other.dense; }
-
- private:
-  __device__ __forceinline__ Extent(const DecodeParams& p, int sequence, int list, int given_len, int count, bool reports) {
-    kv_len = max(0, min(given_len, p.max_kv_len));
-    if (kv_len != given_len && reports) record_error(p.error, kErrorLength, sequence, list, 0, given_len, p.max_kv_len);
+  __device__ __forceinline__ Extent(const DecodeParams& p, int sequence, int list, const Given& given, bool reports) {
+    kv_len = max(0, min(given.kv_len, p.max_kv_len));
+    if (kv_len != given.kv_len && reports)
+      record_error(p.error, kErrorLength, sequence, list, 0, given.kv_len, p.max_kv_len);
+    int count = given.count;
     if (count < -1 || count > p.max_selected) {
       if (reports) record_error(p.error, kErrorCount, sequence, list, 0, count, p.max_selected);
       count = count < 0 ? 0 : p.max_selected;
@@ -91,6 +86,15 @@ struct Extent {
     dense = count == -1;
     num_tokens = dense ? kv_len : count;
   }
+  // Before the kernel's wait: what is there now, or a full list.
+  static __device__ __forceinline__ Extent guess(const DecodeParams& p, int sequence, int list) {
+    if (p.reads_early) return {p, sequence, list, Given::early(p, sequence, list), false};
+    Extent full;
+    full.kv_len = 0, full.num_tokens = p.full_tokens, full.dense = p.counts == nullptr;
+    return full;
+  }
+  // Whether the same tokens are a warp's; kv_len is not asked.
+  __device__ bool is_as_long(const Extent& other) const { return num_tokens == other.num_tokens && dense == other.dense; }
 };
 
 struct Work {

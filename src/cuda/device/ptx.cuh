@@ -94,6 +94,26 @@ __device__ __forceinline__ void prefetch_l2(const void* address) {  // not a ten
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
+// from[index], or `otherwise` if not `wanted`, and then nothing is read: `from` may be null. Without a branch, which would part the loads around
+// it: the compiler then waits for one before it has asked for the next.
+template <typename T>
+__device__ __forceinline__ T load_if(bool wanted, const T* from, int64_t index, T otherwise) {  // from [> index] of 32 bits
+  static_assert(sizeof(T) == 4);
+  auto value = reinterpret_cast<const uint32_t&>(otherwise);
+  asm volatile("{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %2, 0;\n@wanted ld.global.b32 %0, [%1];\n}"
+               : "+r"(value)
+               : "l"(reinterpret_cast<uint64_t>(from) + static_cast<uint64_t>(index) * 4), "r"(static_cast<int>(wanted)));
+  return reinterpret_cast<const T&>(value);
+}
+// *from, which nothing writes while the kernel runs; zeros for null.
+__device__ __forceinline__ uint4 load_if_any(const uint4* from) {  // from [1] of 16 bytes
+  uint4 value = {};
+  asm volatile("{\n.reg .pred any;\nsetp.ne.b64 any, %4, 0;\n@any ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+               : "+r"(value.x), "+r"(value.y), "+r"(value.z), "+r"(value.w)
+               : "l"(from));
+  return value;
+}
+
 // Shared memory by its 32-bit address, which the compiler would otherwise rebuild from a generic one at every use.
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {  // not a tensor: any shared memory
   uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(pointer));

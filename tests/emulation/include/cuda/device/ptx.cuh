@@ -118,6 +118,11 @@ T* in_block(T* at, int rank) {  // not a tensor: any shared memory
   return reinterpret_cast<T*>(emulation::block_memory(rank) + (reinterpret_cast<char*>(at) - own));
 }
 
+template <typename T>
+T load_if(bool wanted, const T* from, int64_t index, T otherwise) {  // from [> index] of 32 bits
+  return wanted ? from[index] : otherwise;
+}
+inline uint4 load_if_any(const uint4* from) { return from != nullptr ? *from : uint4{}; }  // from [1] of 16 bytes
 template <int kRowBytes>
 void copy_16(uint32_t to, const char* from, bool wanted) {  // from [16] bytes
   emulation::start_copy(to, from, wanted);
