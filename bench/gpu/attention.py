@@ -29,7 +29,7 @@ def parse(arguments=None):
     parser.add_argument("--sparsity", type=float, action="append", help="these sparsities only")
     parser.add_argument("--scope", choices=("kv_head", "query_head"), action="append", help="these scopes only")
     parser.add_argument("--head-dim", type=int, action="append", help="these head sizes only")
-    parser.add_argument("--launches", type=int, help="of one graph (24, up to 128 where they are short)")
+    parser.add_argument("--launches", type=int, help="of one graph (24, up to 96 where they are short)")
     parser.add_argument("--replays", type=int, default=25, help="timed replays of each graph (25)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)

@@ -114,12 +114,12 @@ class Sizes:
 COLD_BYTES = 256 << 20  # several times the L2: a layer whose launches are that far apart is cold again
 
 
-LAUNCHES, MOST_LAUNCHES = 24, 128  # of one graph
+LAUNCHES, MOST_LAUNCHES = 24, 96  # of one graph
 GRAPH_START_US = 10  # from the event before a replay to its first launch (H200: 24 and 64 launches of 5 us differed by 0.26 us a launch)
 
 
 def launches_of(us: float) -> int:
-    """As many launches of about `us` microseconds that the start of their graph is at most 1 % of them."""
+    """As many launches of about `us` microseconds that the start of their graph is 1 % of them, or 2 % of the shortest."""
     return max(LAUNCHES, min(MOST_LAUNCHES, math.ceil(GRAPH_START_US / (0.01 * us))))
 
 

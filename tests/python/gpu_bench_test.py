@@ -62,7 +62,7 @@ class Tables(unittest.TestCase):
 
     def test_short_launches_are_more(self):
         shape, small = Shape(batch=4), Shape(kv_len=512)
-        self.assertEqual([tables.list_sizes(shape, 24, us).launches for us in (5, 10, 20, 1000)], [128, 100, 50, 24])
+        self.assertEqual([tables.list_sizes(shape, 24, us).launches for us in (5, 12.5, 20, 1000)], [96, 80, 50, 24])
         self.assertEqual(tables.list_sizes(small, 24, 5), tables.Sizes(24, 24))
 
     def test_percentiles(self):
