@@ -12,8 +12,6 @@ struct DecodeLaunch {
   DecodeParams params;
   int32_t head_dim = 0, slots = 8;  // slots of a block: 8 or 16
   Blocks blocks;
-  Shares shares;      // of a list as long as can be,
-  int32_t pairs = 1;  // and its pairs
   int32_t batch = 1;
   int32_t shared_bytes = 0;   // shared memory of a multiprocessor
   bool certificates = false;  // half of the slots for the variances
