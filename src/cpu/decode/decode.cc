@@ -260,14 +260,21 @@ class CpuDecode final : public DecodeKernel {
     return inside;
   }
 
+  int32_t row_lines() const {
+    return num_cache_lines(problem_.head_dim * static_cast<int64_t>(size_of(problem_.kv_dtype)));
+  }
+  void load_tile(const TileWork& work) const {
+    load_rows(work.keys, row_lines());
+    load_rows(work.values, row_lines());
+  }
   void fetch_tile(const TileWork& work) const {
-    const int32_t lines = num_cache_lines(problem_.head_dim * static_cast<int64_t>(size_of(problem_.kv_dtype)));
+    const int32_t lines = row_lines();
     const bool scattered = work.list.token_ids != nullptr;
     fetch_rows(work.keys, scattered, lines);
     fetch_rows(work.values, scattered, lines);
   }
 
-  // One thread's share of the splits. The rows of the next tile, of this split or the next, are fetched during each tile.
+  // One thread's share of the splits. The rows of the next tile, of this split or the next, are fetched during each tile, or loaded before it.
   // False when a list named a token outside its sequence.
   bool attend(const DecodeArgs& args, std::atomic<int32_t>& next_split, int32_t num_splits) const {
     alignas(64) float q[kMaxTileRows * 256];      // [num_rows, head_dim] f32; as prepare_q wrote it
@@ -289,7 +296,9 @@ class CpuDecode final : public DecodeKernel {
         if (functions_.pair_q != nullptr) functions_.pair_q(num_rows_, problem_.head_dim, q, paired_q);
       }
       item_of_q = work.item;
-      attend_tile(args, work, q, paired_q, more ? &buffers[1 - now] : nullptr);
+      const bool loads = functions_.loads_scattered && work.list.token_ids != nullptr;
+      if (loads) load_tile(work);
+      attend_tile(args, work, q, paired_q, more && !loads ? &buffers[1 - now] : nullptr);
       // Acquire and release: whoever counts down to 0 sees the sums of all splits.
       const bool split_is_done = work.first + work.count >= work.last;
       if (split_is_done && list_work(args, work.item)->splits_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {

@@ -521,16 +521,18 @@ bool has_amx() { return has_bf16() && amx_is_allowed(); }
 }  // namespace
 
 std::span<const TileFunctions> tile_functions() {
-#define RAREFY_ENTRY(lower, UPPER)                                                                                    \
-  {"cpu_" #lower,        false, has_target<HWY_##UPPER>, N_##UPPER::prepare_q, N_##UPPER::start, N_##UPPER::add_tile, \
-   N_##UPPER::finish_row},
+#define RAREFY_ENTRY(lower, UPPER)                   \
+  {"cpu_" #lower,           false,                   \
+   HWY_##UPPER == HWY_AVX2, has_target<HWY_##UPPER>, \
+   N_##UPPER::prepare_q,    N_##UPPER::start,        \
+   N_##UPPER::add_tile,     N_##UPPER::finish_row},
   static const TileFunctions table[] = {
 #if HWY_TARGETS & HWY_AVX3
 #if RAREFY_HAS_AMX
-    {"cpu_amx_bf16", true, has_amx, N_AVX3::prepare_q_bf16, N_AVX3::start, N_AVX3::add_tile_amx, N_AVX3::finish_row_bf16,
-     N_AVX3::enter_amx, N_AVX3::leave_amx, N_AVX3::pair_q_amx},
+    {"cpu_amx_bf16", true, false, has_amx, N_AVX3::prepare_q_bf16, N_AVX3::start, N_AVX3::add_tile_amx,
+     N_AVX3::finish_row_bf16, N_AVX3::enter_amx, N_AVX3::leave_amx, N_AVX3::pair_q_amx},
 #endif
-    {"cpu_avx3_bf16", true, has_bf16, N_AVX3::prepare_q_bf16, N_AVX3::start, N_AVX3::add_tile_bf16,
+    {"cpu_avx3_bf16", true, false, has_bf16, N_AVX3::prepare_q_bf16, N_AVX3::start, N_AVX3::add_tile_bf16,
      N_AVX3::finish_row_bf16},
 #endif
     RAREFY_FOREACH_SIMD(RAREFY_ENTRY)
