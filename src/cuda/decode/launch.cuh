@@ -62,8 +62,8 @@ cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
     p.parts_pairs = p.full.pairs();
     p.parts_column_bits = 0;
     while (2 << p.parts_column_bits <= std::min(p.full_shares.blocks, p.columns_per_block)) ++p.parts_column_bits;
-    const int rows = ceil_div(p.columns_per_block, 1 << p.parts_column_bits) * PartRow<T>::kKinds * p.parts_pairs;
-    const int with_parts = bytes + rows * PartRow<T>::kFloats * static_cast<int>(sizeof(float));
+    const int rows = ceil_div(p.columns_per_block, 1 << p.parts_column_bits) * PartRow<T, true>::kKinds * p.parts_pairs;
+    const int with_parts = bytes + rows * PartRow<T, true>::kFloats * static_cast<int>(sizeof(float));
     if (with_parts <= most && set_bytes(with_parts) == cudaSuccess && starts_clusters<T>(config, launch.blocks.per_list)) {
       p.parts_at = bytes;
     }
