@@ -178,7 +178,7 @@ int main(int argc, char** argv) {
     std::vector<int32_t*> ids(layers);
     std::vector<float*> log_weights(layers);
     std::vector<int32_t> lengths(size_t(max_batch) * lists, mean);
-    for (size_t first = 0; skew && first < lengths.size(); first += lists) {
+    for (size_t first = 0; skew && lists > 1 && first < lengths.size(); first += lists) {
       for (int i = 0; i < lists; ++i) lengths[first + i] = static_cast<int32_t>(mean * (1 + 9.0 * i / (lists - 1)) / 5.5);
       std::shuffle(lengths.begin() + first, lengths.begin() + first + lists, random);
     }

@@ -263,6 +263,8 @@ class CpuDecode final : public DecodeKernel {
   int32_t row_lines() const {
     return num_cache_lines(problem_.head_dim * static_cast<int64_t>(size_of(problem_.kv_dtype)));
   }
+  // Whether the tile's rows are loaded right before it; else they are fetched ahead.
+  bool is_loaded(const TileWork& work) const { return functions_.loads_scattered && work.list.token_ids != nullptr; }
   void load_tile(const TileWork& work) const {
     load_rows(work.keys, row_lines());
     load_rows(work.values, row_lines());
@@ -286,7 +288,7 @@ class CpuDecode final : public DecodeKernel {
     bool more = next_tile(args, next_split, num_splits, TileWork(), buffers[now]);
     if (!more) return true;
     if (functions_.enter != nullptr) functions_.enter(num_rows_);
-    fetch_tile(buffers[now]);  // nobody did it during an earlier tile
+    if (!is_loaded(buffers[now])) fetch_tile(buffers[now]);  // nobody did it during an earlier tile
     while (more) {
       const TileWork& work = buffers[now];
       inside = inside && work.ids_are_inside;
@@ -296,9 +298,9 @@ class CpuDecode final : public DecodeKernel {
         if (functions_.pair_q != nullptr) functions_.pair_q(num_rows_, problem_.head_dim, q, paired_q);
       }
       item_of_q = work.item;
-      const bool loads = functions_.loads_scattered && work.list.token_ids != nullptr;
-      if (loads) load_tile(work);
-      attend_tile(args, work, q, paired_q, more && !loads ? &buffers[1 - now] : nullptr);
+      if (is_loaded(work)) load_tile(work);
+      const TileWork& next = buffers[1 - now];
+      attend_tile(args, work, q, paired_q, more && !is_loaded(next) ? &next : nullptr);
       // Acquire and release: whoever counts down to 0 sees the sums of all splits.
       const bool split_is_done = work.first + work.count >= work.last;
       if (split_is_done && list_work(args, work.item)->splits_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {

@@ -1,5 +1,5 @@
-// Deals the blocks of a sequence to its lists by their lengths, where one is much longer than the others: a dense list among sparse ones has most of
-// the blocks then. Every block computes the same, so nothing is communicated; results do not depend on it, as a list's cut depends on its
+// Deals the blocks of a sequence to its lists by their lengths, where the longest has much more than its share: a dense list among sparse ones gets
+// most of the blocks. Every block computes the same, so nothing is communicated; results do not depend on it, as a list's cut depends on its
 // length alone.
 #pragma once
 
