@@ -98,17 +98,23 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
     leaf_end = kNever;
     if (shares.two_warps) return;
     leaf_end = cut.first_step(leaf + 1) - rows.first_step();  // of a leaf that is not this warp's: after the last step
-    where_parts_are(work, [&]<bool kInCluster>() {
-      if (!is_first) {
-        if constexpr (!T::kHoldsPair) load_pair<T, kInCluster>(p, work, pair, first);
-        fold<T>(first, run);
-        store_pair<T, kInCluster>(p, work, pair, first, 1.0f / T::kWeightScale);
-      } else if constexpr (T::kHoldsPair) {
+    if constexpr (T::kHoldsPair) {
+      if (is_first) {
         first = run;
       } else {
-        store_pair<T, kInCluster>(p, work, pair, run, 1.0f);
+        fold<T>(first, run);
+        where_parts_are(work, [&]<bool kInCluster>() {
+          store_pair<T, kInCluster>(p, work, pair, first, 1.0f / T::kWeightScale);
+        });
       }
-    });
+    } else {
+      where_parts_are(work, [&]<bool kInCluster>() {
+        if (is_first) return store_pair<T, kInCluster>(p, work, pair, run, 1.0f);
+        load_pair<T, kInCluster>(p, work, pair, first);
+        fold<T>(first, run);
+        store_pair<T, kInCluster>(p, work, pair, first, 1.0f / T::kWeightScale);
+      });
+    }
     run.clear();
   };
 #pragma unroll 1  // one place that starts copies, those of the first steps too
