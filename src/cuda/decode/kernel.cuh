@@ -103,9 +103,8 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
         first = run;
       } else {
         fold<T>(first, run);
-        where_parts_are(work, [&]<bool kInCluster>() {
-          store_pair<T, kInCluster>(p, work, pair, first, 1.0f / T::kWeightScale);
-        });
+        where_parts_are(
+            work, [&]<bool kInCluster>() { store_pair<T, kInCluster>(p, work, pair, first, 1.0f / T::kWeightScale); });
       }
     } else {
       where_parts_are(work, [&]<bool kInCluster>() {
