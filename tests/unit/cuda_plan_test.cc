@@ -155,12 +155,25 @@ TEST(CudaDeal, BlocksAreTheFewestForTheShare) {
 }
 
 TEST(CudaCluster, FormsWhereTheNextKernelFitsBesideOrListsHaveTwoBlocks) {
-  constexpr int32_t kMultiprocessors = 132;
-  EXPECT_FALSE(cuda::forms_cluster({1, 4}, 8, kMultiprocessors));
-  EXPECT_TRUE(cuda::forms_cluster({16, 4}, 8, kMultiprocessors));
-  EXPECT_FALSE(cuda::forms_cluster({16, 4}, 9, kMultiprocessors));
-  EXPECT_FALSE(cuda::forms_cluster({32, 4}, 1, kMultiprocessors)) << "the hardware's limit";
-  EXPECT_TRUE(cuda::forms_cluster({2, 4}, 128, kMultiprocessors));
+  const auto forms = [](cuda::Blocks blocks, int64_t lists) { return cuda::forms_cluster(blocks, lists, 264, 132); };
+  EXPECT_FALSE(forms({1, 4}, 8));
+  EXPECT_TRUE(forms({16, 4}, 8));
+  EXPECT_FALSE(forms({16, 4}, 9));
+  EXPECT_TRUE(forms({16, 2}, 9)) << "half as large";
+  EXPECT_FALSE(forms({16, 2}, 17));
+  EXPECT_FALSE(forms({32, 4}, 1)) << "the hardware's limit";
+  EXPECT_TRUE(forms({2, 4}, 128));
+}
+
+TEST(CudaCluster, BlocksHaveNoIdleWarpsWhereTheyFormOneByThat) {
+  const auto warps = [](cuda::Blocks blocks, int64_t lists) {
+    return cuda::without_idle_warps(blocks, lists, 264, 132).warps;
+  };
+  EXPECT_EQ(warps({8, 4}, 32), 2);
+  EXPECT_EQ(warps({16, 4}, 8), 4) << "they form one anyway";
+  EXPECT_EQ(warps({8, 4}, 64), 4) << "they form none either way";
+  EXPECT_EQ(warps({32, 4}, 8), 4) << "too many for one";
+  EXPECT_EQ(warps({1, 2}, 300), 2);
 }
 
 struct Refusal {

@@ -163,11 +163,13 @@ class CudaDecode final : public DecodeKernel {
     p.full_tokens = sparse ? p.max_selected : p.max_kv_len;
     p.full = Cut(p.full_tokens, num_lists_);
     launch.blocks = choose_blocks(p.full.pairs(), lists, room);
+    const int32_t multiprocessors = facts_.num_multiprocessors;
+    if (p.full.pairs() == launch.blocks.per_list)
+      launch.blocks = without_idle_warps(launch.blocks, lists, room, multiprocessors);
     p.full_shares = Shares(p.full.pairs(), launch.blocks);
-    launch.cluster =
-        overlap_ && p.full_shares.blocks > 1 && forms_cluster(launch.blocks, lists, facts_.num_multiprocessors);
+    launch.cluster = overlap_ && p.full_shares.blocks > 1 && forms_cluster(launch.blocks, lists, room, multiprocessors);
     // The next kernel's blocks start early where they fit beside this one's. Dense lists are mostly shorter than the page table allows.
-    p.reads_early = !sparse || lists * launch.blocks.per_list <= facts_.num_multiprocessors;
+    p.reads_early = !sparse || next_fits(launch.blocks, lists, room, multiprocessors);
     launch.certificates = certificates;
     p.deals_blocks =
         p.counts != nullptr && num_lists_ > 1 && num_lists_ <= 32 && launch.blocks.per_list > 1 && !p.full_shares.two_warps;
