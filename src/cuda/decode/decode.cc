@@ -167,7 +167,8 @@ class CudaDecode final : public DecodeKernel {
     if (p.full.pairs() == launch.blocks.per_list)
       launch.blocks = without_idle_warps(launch.blocks, lists, room, multiprocessors);
     p.full_shares = Shares(p.full.pairs(), launch.blocks);
-    launch.cluster = overlap_ && p.full_shares.blocks > 1 && forms_cluster(launch.blocks, lists, room, multiprocessors);
+    const bool cluster = overlap_ && forms_cluster(launch.blocks, lists, room, multiprocessors);
+    launch.parts_in_shared = p.full.pairs() > 1 && (p.full_shares.blocks == 1 || cluster);
     // The next kernel's blocks start early where they fit beside this one's. Dense lists are mostly shorter than the page table allows.
     p.reads_early = !sparse || next_fits(launch.blocks, lists, room, multiprocessors);
     launch.certificates = certificates;

@@ -148,9 +148,9 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int colu
 }
 
 // Partial results: statistics and sums of a pair's slot (columns, then their variances). The pairs of a slot are neighbours. They lie in the
-// workspace, or in the shared memory of the cluster's block that merges the column. Apart at compile time, so that the workspace is read and written
-// as device memory and not through addresses that could be either.
-template <typename T, bool kInCluster>
+// workspace, or in the shared memory of the block that merges the column: one of a cluster, or the list's only one. Apart at compile time, so that
+// the workspace is read and written as device memory and not through addresses that could be either.
+template <typename T, bool kInShared>
 struct PartRow {
   static constexpr int kKinds = T::kCertificates ? 2 : 1;  // rows of a column and pair
   static constexpr int kFloats = 4 + T::kHeadDim;          // of a row
@@ -158,12 +158,13 @@ struct PartRow {
   float* sums;                                             // [head_dim] f32
 
   __device__ __forceinline__ PartRow(const DecodeParams& p, const Work& work, int pair, int slot) {
-    if constexpr (kInCluster) {
+    if constexpr (kInShared) {
       const int kind = slot >= p.columns_per_block ? 1 : 0, column = slot - kind * p.columns_per_block;
       const int at = (column >> p.parts_column_bits) * kKinds + kind, rank = column & ((1 << p.parts_column_bits) - 1);
       // [columns that a block merges, kinds, parts_pairs, 4 + head_dim] f32; statistics of all pairs before the sums
       float* parts = reinterpret_cast<float*>(block_memory() + p.parts_at);
-      float* first = in_block(parts + at * p.parts_pairs * kFloats, rank);
+      float* own = parts + at * p.parts_pairs * kFloats;  // this block's
+      float* first = gridDim.x == 1 ? own : in_block(own, rank);
       stats = first + pair * 4;
       sums = first + p.parts_pairs * 4 + pair * T::kHeadDim;
     } else {
@@ -175,10 +176,10 @@ struct PartRow {
   }
 };
 
-// Calls function<work.in_cluster>().
+// Calls function<work.in_shared>().
 template <typename Function>
 __device__ __forceinline__ void where_parts_are(const Work& work, Function&& function) {
-  if (work.in_cluster) {
+  if (work.in_shared) {
     function.template operator()<true>();
   } else {
     function.template operator()<false>();
@@ -191,15 +192,15 @@ __device__ __forceinline__ int part_slot(const DecodeParams& p, int slot) {
   return slot < T::kColumns ? slot : p.columns_per_block + slot - T::kColumns;
 }
 
-template <typename T, bool kInCluster>
+template <typename T, bool kInShared>
 __device__ void store_part(const DecodeParams& p, const Work& work, int pair, int column, const ColumnPart<T>& part) {
   constexpr int kEach = ColumnPart<T>::kEach;
   const int lane = threadIdx.x % 32;
-  const PartRow<T, kInCluster> row(p, work, pair, column);
+  const PartRow<T, kInShared> row(p, work, pair, column);
   if (lane == 0) *reinterpret_cast<float4*>(row.stats) = {part.maximum, part.total, 0.0f, 0.0f};
   *reinterpret_cast<Floats<kEach>*>(row.sums + lane * kEach) = part.sums;
   if constexpr (!T::kCertificates) return;
-  const PartRow<T, kInCluster> variance(p, work, pair, p.columns_per_block + column);
+  const PartRow<T, kInShared> variance(p, work, pair, p.columns_per_block + column);
   if (lane == 0) *reinterpret_cast<float4*>(variance.stats) = {0.0f, part.variance_total, part.variance_norms, 0.0f};
   *reinterpret_cast<Floats<kEach>*>(variance.sums + lane * kEach) = part.variance_sums;
 }
@@ -231,11 +232,11 @@ struct PartRows {
 };
 
 // Merges the parts of a column.
-template <typename T, bool kInCluster>
+template <typename T, bool kInShared>
 __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Work& work, int num_pairs, int column) {
   static_assert(kMaxPairs <= 64, "a lane has two parts");
   const int lane = threadIdx.x % 32;
-  const PartRow<T, kInCluster> parts(p, work, 0, column);  // [num_pairs] of them
+  const PartRow<T, kInShared> parts(p, work, 0, column);  // [num_pairs] of them
   PartRows<T> rows;
   rows.load(parts.sums, num_pairs);
   const auto load_stats = [&](const float* from, int part) {  // from [num_pairs, 4] f32
@@ -253,7 +254,7 @@ __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, cons
     rows.add(begin, factors, merged.sums);
   }
   if constexpr (T::kCertificates) {
-    const PartRow<T, kInCluster> variances(p, work, 0, p.columns_per_block + column);  // [num_pairs] of them
+    const PartRow<T, kInShared> variances(p, work, 0, p.columns_per_block + column);  // [num_pairs] of them
     const float4 near = load_stats(variances.stats, lane), far = load_stats(variances.stats, lane + 32);
     factors[0] *= factors[0], factors[1] *= factors[1];
     merged.variance_total = warp_sum(factors[0] * near.y + factors[1] * far.y);
@@ -362,16 +363,16 @@ __device__ __forceinline__ ColumnPart<T> fold_leaves(const Leaf<T>& first, const
 
 // Stores what one warp has of a pair: its first leaf, for load_pair(); or the part that store_part() stores where two warps share it,
 // with the scale of weights taken out.
-template <typename T, bool kInCluster>
+template <typename T, bool kInShared>
 __device__ __forceinline__ void store_pair(const DecodeParams& p, const Work& work, int pair, const Running<T>& run,
                                            float scale) {
   for_each_slot<T>(run, work.place.num_columns, [&](int n, int e, int slot, int g, float norms) {
-    const PartRow<T, kInCluster> row(p, work, pair, part_slot<T>(p, slot));
+    const PartRow<T, kInShared> row(p, work, pair, part_slot<T>(p, slot));
     store_sums<T>(run, n, e, scale, row.sums);
     if (g == 0) *reinterpret_cast<float4*>(row.stats) = {run.maximum[n][e], run.total[n][e] * scale, norms * scale, 0.0f};
   });
 }
-template <typename T, bool kInCluster>
+template <typename T, bool kInShared>
 __device__ __forceinline__ void load_pair(const DecodeParams& p, const Work& work, int pair, Running<T>& run) {
   const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
   const auto used = [&](int slot) { return slot % T::kColumns < work.place.num_columns; };
@@ -383,13 +384,13 @@ __device__ __forceinline__ void load_pair(const DecodeParams& p, const Work& wor
     for (int e = 0; e < 2; ++e) {
       const int slot = n * 8 + 2 * c + e;
       if (!used(slot)) continue;
-      const PartRow<T, kInCluster> row(p, work, pair, part_slot<T>(p, slot));
+      const PartRow<T, kInShared> row(p, work, pair, part_slot<T>(p, slot));
       const float4 stats = *reinterpret_cast<const float4*>(row.stats);
       run.maximum[n][e] = stats.x, run.total[n][e] = stats.y;
       load_sums<T>(run, n, e, row.sums);
     }
     if (T::kCertificates && used(n * 8 + g)) {
-      run.norms[n] = PartRow<T, kInCluster>(p, work, pair, part_slot<T>(p, n * 8 + g)).stats[2];
+      run.norms[n] = PartRow<T, kInShared>(p, work, pair, part_slot<T>(p, n * 8 + g)).stats[2];
     }
   }
   __syncwarp();  // and all have read before the pair's part takes the place of its first leaf
@@ -446,18 +447,22 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, 
       if (num_pairs == 1) {
         write_column<T>(p, place, column, part);
       } else {
-        where_parts_are(work, [&]<bool kInCluster>() {
-          store_part<T, kInCluster>(p, work, place.block * block_pairs + which, column, part);
+        where_parts_are(work, [&]<bool kInShared>() {
+          store_part<T, kInShared>(p, work, place.block * block_pairs + which, column, part);
         });
       }
     }
   }
   if (num_pairs == 1) return;
   int first_column = warp, column_step = num_warps;
-  if (work.in_cluster) {
-    arrive_at_cluster();
-    if (place.block >> p.parts_column_bits != 0) return;
-    wait_for_cluster();
+  if (work.in_shared) {
+    if (shares.blocks == 1) {
+      __syncthreads();
+    } else {
+      arrive_at_cluster();
+      if (place.block >> p.parts_column_bits != 0) return;
+      wait_for_cluster();
+    }
     first_column = place.block + (warp << p.parts_column_bits), column_step = num_warps << p.parts_column_bits;
   } else {
     __syncthreads();
@@ -473,7 +478,7 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, 
   }
   for (int column = first_column; column < place.num_columns; column += column_step) {
     ColumnPart<T> part;
-    where_parts_are(work, [&]<bool kInCluster>() { part = merge_parts<T, kInCluster>(p, work, num_pairs, column); });
+    where_parts_are(work, [&]<bool kInShared>() { part = merge_parts<T, kInShared>(p, work, num_pairs, column); });
     write_column<T>(p, place, column, part);
   }
 }

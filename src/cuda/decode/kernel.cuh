@@ -73,7 +73,7 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
   }
   if (work.place.block >= shares.blocks) return;
   // Blocks that were dealt anew are not those of a cluster.
-  work.in_cluster =
+  work.in_shared =
       p.parts_at != 0 && as_placed && cut.pairs() <= p.parts_pairs && shares.blocks >> p.parts_column_bits != 0;
   rows.look_up_first(p, work);
   pieces.store(shared.queries.rows);
@@ -103,15 +103,15 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
         first = run;
       } else {
         fold<T>(first, run);
-        where_parts_are(
-            work, [&]<bool kInCluster>() { store_pair<T, kInCluster>(p, work, pair, first, 1.0f / T::kWeightScale); });
+        where_parts_are(work,
+                        [&]<bool kInShared>() { store_pair<T, kInShared>(p, work, pair, first, 1.0f / T::kWeightScale); });
       }
     } else {
-      where_parts_are(work, [&]<bool kInCluster>() {
-        if (is_first) return store_pair<T, kInCluster>(p, work, pair, run, 1.0f);
-        load_pair<T, kInCluster>(p, work, pair, first);
+      where_parts_are(work, [&]<bool kInShared>() {
+        if (is_first) return store_pair<T, kInShared>(p, work, pair, run, 1.0f);
+        load_pair<T, kInShared>(p, work, pair, first);
         fold<T>(first, run);
-        store_pair<T, kInCluster>(p, work, pair, first, 1.0f / T::kWeightScale);
+        store_pair<T, kInShared>(p, work, pair, first, 1.0f / T::kWeightScale);
       });
     }
     run.clear();

@@ -45,7 +45,7 @@ cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
   config.blockDim = dim3(static_cast<unsigned>(32 * launch.blocks.warps));
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = 2;
+  config.numAttrs = !launch.overlap ? 0 : blocks > 1 ? 2 : 1;
   // So much that no more blocks than planned fit on a multiprocessor: where one was left over, the next kernel's blocks would start early
   // on some multiprocessors, three or four on one of them, and 50x at batch 16 took 18 % longer.
   constexpr int kReserved = 1024;  // the system's share of a block's shared memory
@@ -58,7 +58,7 @@ cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
                                 static_cast<int>(config.dynamicSmemBytes));
   };
   p.parts_at = 0;
-  if (launch.cluster) {
+  if (launch.parts_in_shared) {
     p.parts_pairs = p.full.pairs();
     p.parts_column_bits = 0;
     while (2 << p.parts_column_bits <= std::min(p.full_shares.blocks, p.columns_per_block)) ++p.parts_column_bits;
@@ -71,7 +71,6 @@ cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
   if (p.parts_at == 0) {
     // Side by side two blocks of a list take 1 % less time, although they meet in device memory.
     cluster.val.clusterDim.x = 2;
-    config.numAttrs = !launch.overlap ? 0 : blocks % 2 == 0 ? 2 : 1;
     const cudaError_t error = set_bytes(bytes);
     if (error != cudaSuccess) return error;
   }

@@ -13,10 +13,10 @@ struct DecodeLaunch {
   int32_t head_dim = 0, slots = 8;  // slots of a block: 8 or 16
   Blocks blocks;
   int32_t batch = 1;
-  int32_t shared_bytes = 0;   // shared memory of a multiprocessor
-  bool certificates = false;  // half of the slots for the variances
-  bool overlap = false;       // programmatic dependent launch (sm_90)
-  bool cluster = false;       // the blocks of a list as a cluster, if there is room (sm_90)
+  int32_t shared_bytes = 0;      // shared memory of a multiprocessor
+  bool certificates = false;     // half of the slots for the variances
+  bool overlap = false;          // programmatic dependent launch (sm_90)
+  bool parts_in_shared = false;  // if there is room: of a list's only block, or of its blocks as a cluster (sm_90)
 };
 
 // 2 bytes an element, products in its own type; 1 byte (e4m3), products in the type of q.

@@ -212,8 +212,8 @@ struct DecodeParams {
   bool reads_early;
   // Whether a sequence's blocks are dealt to its lists by their lengths where these are not what was planned for (deal.cuh).
   bool deals_blocks;
-  // The blocks of a list as a cluster: where in a block's shared memory parts lie, for how many pairs; 0 = in the workspace. A column's parts lie
-  // in, and are merged by, the block whose number is the column's last bits.
+  // Of a list's only block, or of its blocks as a cluster: where in a block's shared memory parts lie, for how many pairs; 0 = in the workspace. A
+  // column's parts lie in, and are merged by, the block whose number is the column's last bits.
   int32_t parts_at, parts_pairs, parts_column_bits;
 };
 

@@ -100,7 +100,7 @@ struct Extent {
 struct Work {
   Place place;
   Extent extent;
-  bool in_cluster;  // parts meet in the cluster's shared memory, else in the workspace
+  bool in_shared;  // parts meet in shared memory, else in the workspace
 };
 
 // Brings into the L2 cache what the first loads will ask for one after the other: counts, ids, weights, page table. Nothing is read,
