@@ -86,7 +86,9 @@ __device__ __forceinline__ uint32_t along_row(uint32_t address, int step) {
 // scores[n][0..3] = q . k of (token g, slot 2c), (g, 2c + 1), (g + 8, 2c), (g + 8, 2c + 1), slots from n * 8 on.
 template <typename T>
 __device__ __forceinline__ void score(uint32_t keys, const Queries<T>& queries, float (&scores)[T::kColumnTiles][4]) {
-  float parts[2][T::kColumnTiles][4] = {};  // two chains of products, half as long
+  // Chains of products, of which none waits for another. As many whatever else is asked for: it would change the rounding.
+  constexpr int kChains = T::kHeadDim >= 128 ? 4 : 2;
+  float parts[kChains][T::kColumnTiles][4] = {};
 #pragma unroll
   for (int i = 0; i < T::kHeadDim / 32; ++i) {
     uint4 query[T::kColumnTiles];
@@ -107,7 +109,7 @@ __device__ __forceinline__ void score(uint32_t keys, const Queries<T>& queries, 
       }
 #pragma unroll
       for (int n = 0; n < T::kColumnTiles; ++n) {
-        mma_16x8x16<T::kBf16>(parts[half][n], a.x, a.y, a.z, a.w, half == 0 ? query[n].x : query[n].z,
+        mma_16x8x16<T::kBf16>(parts[(2 * i + half) % kChains][n], a.x, a.y, a.z, a.w, half == 0 ? query[n].x : query[n].z,
                               half == 0 ? query[n].y : query[n].w);
       }
     }
@@ -115,7 +117,10 @@ __device__ __forceinline__ void score(uint32_t keys, const Queries<T>& queries, 
 #pragma unroll
   for (int n = 0; n < T::kColumnTiles; ++n) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) scores[n][e] = parts[0][n][e] + parts[1][n][e];
+    for (int e = 0; e < 4; ++e) {
+      scores[n][e] = parts[0][n][e] + parts[1][n][e];
+      if constexpr (kChains == 4) scores[n][e] += parts[2][n][e] + parts[3][n][e];
+    }
   }
 }
 
@@ -156,9 +161,20 @@ __device__ __forceinline__ void raise_maximum(Running<T>& run, const float (&sco
   }
 }
 
+// Operands of the values of a step, out of a stage's values.
+template <typename T>
+struct ValueRows {
+  uint4 rows[T::kRowBytes / 32];
+
+  __device__ __forceinline__ void load(uint32_t values) {
+#pragma unroll
+    for (int i = 0; i < T::kRowBytes / 32; ++i) rows[i] = load_matrices_transposed(along_row(values, i));
+  }
+};
+
 // Adds weighted values; weights[half][n]: of tokens half * 8 + 2c + (0, 1) in slot n * 8 + g.
 template <typename T>
-__device__ __forceinline__ void add_values(Running<T>& run, uint32_t values,
+__device__ __forceinline__ void add_values(Running<T>& run, const ValueRows<T>& values,
                                            const uint32_t (&weights)[2][T::kColumnTiles]) {
   float norm[4] = {};  // |v|^2 of tokens 2c, 2c + 1, 2c + 8, 2c + 9, this lane's dims
   const auto add = [&](int tile, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3) {
@@ -177,7 +193,7 @@ __device__ __forceinline__ void add_values(Running<T>& run, uint32_t values,
   };
 #pragma unroll
   for (int i = 0; i < T::kRowBytes / 32; ++i) {
-    const uint4 rows = load_matrices_transposed(along_row(values, i));
+    const uint4& rows = values.rows[i];
     if constexpr (T::kKvBytes == 2) {
       add(i, rows.x, rows.y, rows.z, rows.w);
     } else {
@@ -221,55 +237,64 @@ struct StageLane {
   }
 };
 
-// Weights of the 16 tokens of a stage, by its keys: what add_values() takes.
+// What a lane has of the 16 tokens of a stage, once its keys and entries are read: slots n * 8 + 2c + (0, 1).
 template <typename T>
-__device__ __forceinline__ void weigh(Running<T>& run, uint32_t stage, const StageLane<T>& lane, const Queries<T>& queries,
-                                      const DecodeParams& p, float scale, uint32_t (&weights)[2][T::kColumnTiles]) {
-  constexpr float kLog2E = 1.4426950408889634f;
-  float scores[T::kColumnTiles][4];
-  score<T>(stage + lane.keys, queries, scores);
+struct Logits {
+  float at[T::kColumnTiles][4];                  // of tokens g, g, g + 8, g + 8; log2 units, log weight included
+  float missing[T::kCertificates ? 2 : 1] = {};  // 1 - inclusion probability, tokens g and g + 8
 
-  // Logits in log2 units, log weight included; a missing token's log weight is -inf.
-  const bool capped = p.soft_cap > 0.0f;
-  const float log2_scale = capped ? kLog2E : scale * kLog2E;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint32_t entry = stage + lane.entry + half * 32;
-    const float log2_weight = __uint_as_float(load_shared(entry + offsetof(Stage<T>, log2_weight)));
-#pragma unroll
-    for (int n = 0; n < T::kColumnTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float& logit = scores[n][half * 2 + e];
-        if (capped) logit = p.soft_cap * tanh_approximate(logit * scale * p.inverse_soft_cap);
-        logit = fmaf(logit, log2_scale, log2_weight);
-      }
-    }
-    if (p.num_queries > 1) {  // in shared memory: registers for it would be taken from all
-      const int token = static_cast<int>(load_shared(entry + offsetof(Stage<T>, token)));
+  // From products of queries and keys. A missing token's log weight is -inf. What few calls ask for is done for all at once: a branch for each kept the others from overlapping.
+  __device__ __forceinline__ void scale_products(uint32_t stage, const StageLane<T>& lane, const DecodeParams& p,
+                                                 float scale) {
+    constexpr float kLog2E = 1.4426950408889634f;
+    const bool capped = p.soft_cap > 0.0f;
+    const float log2_scale = capped ? kLog2E : scale * kLog2E;
+    if (capped) {
 #pragma unroll
       for (int n = 0; n < T::kColumnTiles; ++n) {
-        const uint2 last = load_shared2(Queries<T>::last_visible(n));
-        if (token > static_cast<int>(last.x)) scores[n][half * 2] = -INFINITY;
-        if (token > static_cast<int>(last.y)) scores[n][half * 2 + 1] = -INFINITY;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) at[n][e] = p.soft_cap * tanh_approximate(at[n][e] * scale * p.inverse_soft_cap);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t entry = stage + lane.entry + half * 32;
+      const float log2_weight = __uint_as_float(load_shared(entry + offsetof(Stage<T>, log2_weight)));
+      if constexpr (T::kCertificates) missing[half] = __uint_as_float(load_shared(entry + offsetof(Stage<T>, missing)));
+#pragma unroll
+      for (int n = 0; n < T::kColumnTiles; ++n) {
+#pragma unroll
+        for (int e = half * 2; e < half * 2 + 2; ++e) at[n][e] = fmaf(at[n][e], log2_scale, log2_weight);
+      }
+    }
+    if (p.num_queries == 1) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int token = static_cast<int>(load_shared(stage + lane.entry + half * 32 + offsetof(Stage<T>, token)));
+#pragma unroll
+      for (int n = 0; n < T::kColumnTiles; ++n) {
+        const uint2 last = load_shared2(Queries<T>::last_visible(n));  // registers for it would be taken from all
+        if (token > static_cast<int>(last.x)) at[n][half * 2] = -INFINITY;
+        if (token > static_cast<int>(last.y)) at[n][half * 2 + 1] = -INFINITY;
       }
     }
   }
-  raise_maximum<T>(run, scores);
+};
 
+// From logits to weights, which add_values() takes, and into the totals.
+template <typename T>
+__device__ __forceinline__ void weigh(Running<T>& run, const Logits<T>& logits, uint32_t (&weights)[2][T::kColumnTiles]) {
+  raise_maximum<T>(run, logits.at);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float missing = 0.0f;  // 1 - inclusion probability
-    if constexpr (T::kCertificates)
-      missing = __uint_as_float(load_shared(stage + lane.entry + half * 32 + offsetof(Stage<T>, missing)));
 #pragma unroll
     for (int n = 0; n < T::kColumnTiles; ++n) {
       float weight[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float maximum = run.maximum[n][e] == -INFINITY ? 0.0f : run.maximum[n][e];
-        weight[e] = exp2_approximate(scores[n][half * 2 + e] - maximum);
-        if (holds_variance<T>(n)) weight[e] *= weight[e] * missing;
+        weight[e] = exp2_approximate(logits.at[n][half * 2 + e] - maximum);
+        if (holds_variance<T>(n)) weight[e] *= weight[e] * logits.missing[T::kCertificates ? half : 0];
       }
       const uint32_t packed = pack2<T::kBf16>(weight[0] * T::kWeightScale, weight[1] * T::kWeightScale);
       // The total sums the weights as rounded, so that rounding cancels between the sums and the total.

@@ -25,6 +25,8 @@ struct DecodeTraits {
   static constexpr int kStages = (32 << 10) / kBlocks / (2 * kStepTokens * kRowBytes);
   // Where a stage is all there is room for, the next step's keys are copied while this one's values are added up.
   static constexpr bool kKeysApart = kStages == 1;
+  // Whether values are read out of shared memory while scores are on their way, where registers hold them.
+  static constexpr bool kValuesEarly = kKvBytes == 2 && kHeadDim == 128 && kColumnTiles == 1 && !kCertificates;
   // Whether registers hold a pair's first leaf beside the second. Else it waits in the workspace, which costs 3 to 10 % where warps have
   // whole pairs, but less than registers that spill in every step.
   static constexpr bool kHoldsPair = kDimTiles * kColumnTiles <= 8;
