@@ -55,8 +55,8 @@ class Rows {
     move_to(p, place);
   }
   __device__ __forceinline__ void move_to(const DecodeParams& p, const Place& place) {
-    keys_ = p.keys + place.kv_head(p) * p.head_bytes + lane() % kPieces * 16;
-    values_ = p.values + place.kv_head(p) * p.head_bytes + lane() % kPieces * 16;
+    const int64_t head = place.kv_head(p) * p.head_bytes + lane() % kPieces * 16;
+    keys_ = p.keys + head, values_ = p.values + head;
     list_ = static_cast<int64_t>(place.list_row(p)) * p.max_selected;
     asm volatile("" : "+l"(keys_), "+l"(values_), "+l"(list_));
   }

@@ -1,6 +1,6 @@
 // Which work a block has: its list, how the list is cut, and what to bring into the L2 cache before the first load.
 //
-// These are the instructions that run while no row is under way, so they are few: no 64-bit divisions, none at all for one query.
+// These are the instructions that run while no row is under way, so they are few: no divisions but quick ones, none at all for lists per KV head.
 #pragma once
 
 #include "cuda/decode/params.h"
@@ -29,7 +29,7 @@ struct Place {
     block = blockIdx.x;
     column_block = 0;
     if (p.num_column_blocks > 1) {
-      list = blockIdx.y / p.num_column_blocks;
+      list = quick_div(static_cast<float>(blockIdx.y), static_cast<float>(p.num_column_blocks));
       column_block = blockIdx.y - list * p.num_column_blocks;
     }
     first_column = column_block * p.columns_per_block;
@@ -38,7 +38,7 @@ struct Place {
   // Row of counts; times max_selected: of ids and weights.
   __device__ int list_row(const DecodeParams& p) const { return sequence * p.num_lists + list; }
   __device__ int kv_head(const DecodeParams& p) const {
-    return p.lists_per_kv_head == 1 ? list : list / p.lists_per_kv_head;
+    return p.lists_per_kv_head == 1 ? list : quick_div(static_cast<float>(list), static_cast<float>(p.lists_per_kv_head));
   }
   __device__ int query_of(const DecodeParams& p, int column) const {
     return p.num_queries == 1 ? 0 : (first_column + column) / p.heads_per_list;
@@ -107,7 +107,7 @@ struct Work {
 // so this may run before the kernels that write them have finished. Ids as if lists were full; the block also prefetches those of
 // a block that will run about when it ends, p.prefetch_sequences further on.
 __device__ __forceinline__ void prefetch_lists(const DecodeParams& p, const Place& place) {
-  const int thread = threadIdx.x, threads = blockDim.x;
+  const int thread = threadIdx.x, threads = blockDim.x;  // a power of two
   if (thread == 0) prefetch_l2(p.kv_lens + place.sequence);
   if (thread == 1 && p.counts != nullptr) prefetch_l2(p.counts + place.list_row(p));
   if (thread < p.prefetch_table_lines) {  // each block takes a share of the sequence's page table
@@ -115,8 +115,8 @@ __device__ __forceinline__ void prefetch_lists(const DecodeParams& p, const Plac
     if (entry < p.max_pages) prefetch_l2(p.page_table + static_cast<int64_t>(place.sequence) * p.max_pages + entry);
   }
   if (p.token_ids == nullptr) return;
-  const int half = threads / 2, position = blockIdx.x * p.block_tokens + (thread % half) * 32;
-  if (thread % half * 32 >= p.block_tokens || position >= p.max_selected) return;
+  const int half = threads / 2, line = thread & (half - 1), position = blockIdx.x * p.block_tokens + line * 32;
+  if (line * 32 >= p.block_tokens || position >= p.max_selected) return;
   const int32_t* ids = p.token_ids;  // [batch, num_lists, max_selected] i32; weights have the same layout
   if (thread >= half) ids = reinterpret_cast<const int32_t*>(p.log_weight);
   if (ids == nullptr) return;
