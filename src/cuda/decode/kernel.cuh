@@ -127,24 +127,24 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
       if constexpr (T::kValuesEarly) values.load(stage + stage_lane.values);
       logits.scale_products(stage, stage_lane, p, scale);
     }
-    if constexpr (T::kKeysApart || T::kValuesEarly) {
-      __syncwarp();
-      rows.start(p, work, step + T::kStages);
-    }
     if (step >= 0) {
       uint32_t weights[2][T::kColumnTiles];
       weigh<T>(run, logits, weights);
-      if constexpr (T::kKeysApart) rows.wait_for_values();
+      if constexpr (T::kKeysApart) {
+        __syncwarp();
+        rows.start(p, work, step + T::kStages);
+        rows.wait_for_values();
+      }
       if constexpr (!T::kValuesEarly) values.load(stage + stage_lane.values);
       add_values<T>(run, values, weights);
-    }
-    if constexpr (!T::kValuesEarly) {
       __syncwarp();
-      if constexpr (T::kKeysApart) {
-        rows.start_values(p, step + T::kStages);
-      } else {
-        rows.start(p, work, step + T::kStages);
-      }
+    } else if constexpr (T::kKeysApart) {
+      rows.start(p, work, step + T::kStages);
+    }
+    if constexpr (T::kKeysApart) {
+      rows.start_values(p, step + T::kStages);
+    } else {
+      rows.start(p, work, step + T::kStages);
     }
     if (step == -1) __syncthreads();  // queries are there
 #pragma unroll 1
