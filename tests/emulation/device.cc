@@ -251,6 +251,7 @@ void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) 
     size = {config.attrs[i].val.clusterDim.x, config.attrs[i].val.clusterDim.y, config.attrs[i].val.clusterDim.z};
   }
   const dim3 grid = config.gridDim;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) fail("a grid of at least one block was expected");
   if (grid.x % size.x != 0 || grid.y % size.y != 0 || grid.z % size.z != 0) fail("a grid of whole clusters was expected");
   the_cluster_launches += size.x * size.y * size.z > 1 ? 1 : 0;
   the_block_size = {config.blockDim.x, config.blockDim.y, config.blockDim.z};

@@ -57,6 +57,23 @@ TEST_F(EmulatedDecode, MatchesOracleForGroupsQueriesSoftCapAndSink) {
   }
 }
 
+// Capacities of one pair, two, four: blocks alone, of two warps and of four.
+TEST_F(EmulatedDecode, MatchesOracleForPlansOfAFewPairs) {
+  for (int32_t kv_len : {1, 16, 17, 33, 48, 100}) {
+    for (int multiprocessors : {1, 3, 132}) {
+      AttentionCase c = base();
+      c.num_q_heads = 4;
+      c.num_kv_heads = 2;
+      c.kv_lens = {kv_len, kv_len - 1};
+      c.all_tokens = true;
+      c.seed = static_cast<uint64_t>(kv_len);
+      emulation::model().multiprocessors = multiprocessors;
+      check_device_decode(kSparse, c);
+      check_device_decode(kDense, c);
+    }
+  }
+}
+
 // Few multiprocessors: blocks with several pairs for each warp, half blocks. Many: a block for each pair, clusters of up to 16.
 TEST_F(EmulatedDecode, BitsDependNeitherOnTheDeviceNorOnClusters) {
   for (int32_t head_dim : {64, 128, 256}) {

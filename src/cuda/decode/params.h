@@ -147,17 +147,20 @@ constexpr bool next_fits(Blocks blocks, int64_t num_lists, int32_t room, int32_t
 // full device took 40 % longer, two to a list 3 to 4 % less (batch 16, 5x to 50x).
 inline constexpr int32_t kMaxCluster = 16;  // from 9 on where the device allows it
 constexpr bool forms_cluster(Blocks blocks, int64_t num_lists, int32_t room, int32_t multiprocessors) {
-  if (blocks.per_list == 1 || blocks.per_list > kMaxCluster) return false;
+  if (blocks.per_list < 2 || blocks.per_list > kMaxCluster) return false;
   return blocks.per_list == 2 || next_fits(blocks, num_lists, room, multiprocessors);
 }
 
-// Blocks with one pair, for two of their warps, leave the others out where they form a cluster by that: 6 % less time (263 tokens at batch 4).
-// Elsewhere it is 3 to 17 % more (batch 1, 8 to 32 blocks to a list).
+// Blocks with one pair leave two of their warps idle. Where they form no cluster, but would without these warps, or half as many with two pairs
+// each, they are made so: 6 % less time for the first (263 tokens at batch 4). Where they form one anyway, blocks of two warps are slower: 3 to 8 %
+// (batch 1, 8 and 16 to a list), and 17 % with 32 to a list.
 constexpr Blocks without_idle_warps(Blocks blocks, int64_t num_lists, int32_t room, int32_t multiprocessors) {
-  const Blocks smaller = {blocks.per_list, kPairLeaves};
-  const bool helps =
-      !forms_cluster(blocks, num_lists, room, multiprocessors) && forms_cluster(smaller, num_lists, room, multiprocessors);
-  return helps ? smaller : blocks;
+  const Blocks others[] = {{blocks.per_list, kPairLeaves}, {blocks.per_list / 2, blocks.warps}};
+  if (forms_cluster(blocks, num_lists, room, multiprocessors)) return blocks;
+  for (const Blocks& other : others) {
+    if (forms_cluster(other, num_lists, room, multiprocessors)) return other;
+  }
+  return blocks;
 }
 
 // First bytes of a workspace: what check() reports. Zero when all is well.
