@@ -263,6 +263,8 @@ class ReadmeTablesTest(TreeTest):
     def test_where_also_picks_lines_of_a_plain_table(self):
         code, text = self.grid("where=batch:1 columns=sparsity,scope", self.CELLS)
         self.assertEqual((code, text.count("| kv_head |") + text.count("kv_head")), (0, 4))
+        self.assertEqual(self.grid("where=batch:1|16 columns=sparsity,scope,batch", self.CELLS)[1].count("kv_head"),
+                         sum(row["scope"] == "kv_head" for row in self.CELLS))
 
     def test_shows_a_text_and_elides_numbered_lines(self):
         self.write("README.md", "<!-- begin: cpu text=report -->\nold\n<!-- end: cpu -->\n")
