@@ -173,6 +173,7 @@ TEST(CudaCluster, BlocksHaveNoIdleWarpsWhereTheyFormOneByThat) {
   EXPECT_TRUE(is({8, 4}, 32, {8, 2}));
   EXPECT_TRUE(is({16, 4}, 8, {16, 4})) << "they form one anyway";
   EXPECT_TRUE(is({8, 4}, 64, {8, 4})) << "they form none either way";
+  EXPECT_TRUE(is({16, 4}, 16, {8, 4})) << "16 small ones crowd";
   EXPECT_TRUE(is({32, 4}, 8, {16, 4})) << "32 are too many for one";
   EXPECT_TRUE(is({32, 4}, 16, {32, 4})) << "so are half as many for the device";
   EXPECT_TRUE(is({1, 2}, 300, {1, 2}));

@@ -152,15 +152,14 @@ constexpr bool forms_cluster(Blocks blocks, int64_t num_lists, int32_t room, int
 }
 
 // Blocks with one pair leave two of their warps idle. Where they form no cluster, but would without these warps, or half as many with two pairs
-// each, they are made so: 6 % less time for the first (263 tokens at batch 4). Where they form one anyway, blocks of two warps are slower: 3 to 8 %
-// (batch 1, 8 and 16 to a list), and 17 % with 32 to a list.
+// each, they are made so: with 8 to a list the first, which took 6 % less time (263 tokens at batch 4); with more the second, as clusters of 16 such
+// blocks crowd on few multiprocessors (1,311 tokens with head_dim 256 at batch 4 19 % more). Where they form one anyway, blocks of two warps are
+// slower too: 3 to 8 % (batch 1, 8 and 16 to a list).
 constexpr Blocks without_idle_warps(Blocks blocks, int64_t num_lists, int32_t room, int32_t multiprocessors) {
-  const Blocks others[] = {{blocks.per_list, kPairLeaves}, {blocks.per_list / 2, blocks.warps}};
   if (forms_cluster(blocks, num_lists, room, multiprocessors)) return blocks;
-  for (const Blocks& other : others) {
-    if (forms_cluster(other, num_lists, room, multiprocessors)) return other;
-  }
-  return blocks;
+  const Blocks other =
+      blocks.per_list <= 8 ? Blocks{blocks.per_list, kPairLeaves} : Blocks{blocks.per_list / 2, blocks.warps};
+  return forms_cluster(other, num_lists, room, multiprocessors) ? other : blocks;
 }
 
 // First bytes of a workspace: what check() reports. Zero when all is well.
