@@ -1,30 +1,20 @@
 #!/usr/bin/env python3
 """Tests that scripts/gpu/check_loads finds loads that are waited for in what cuobjdump prints. Standard library only."""
-import importlib.machinery
-import importlib.util
-import pathlib
-import sys
 import unittest
 
-sys.dont_write_bytecode = True
-PATH = pathlib.Path(__file__).resolve().parent.parent.parent / "scripts" / "gpu" / "check_loads"
+from load_script import load
+
+SCRIPT = "gpu/check_loads"
 HEAD = "\t\tFunction : _ZN6rarefy4cuda13decode_kernelINS0_12DecodeTraitsILi128ELi2ELb1ELi1ELb0EEEEEvNS0_12DecodeParamsE\n"
-
-
-def load():
-    loader = importlib.machinery.SourceFileLoader("check_loads", str(PATH))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("check_loads", loader))
-    loader.exec_module(module)
-    return module
 
 
 class CheckLoadsTest(unittest.TestCase):
     def waits(self, *instructions):
         text = HEAD + "".join(f"        /*{16 * i:04x}*/                   {text} ;   /* 0x0 */\n" for i, text in enumerate(instructions))
-        [(name, found)] = load().instructions_of(text)
+        [(name, found)] = load(SCRIPT).instructions_of(text)
         self.assertEqual(name, "head_dim 128, 2-byte cache, bf16, 8 slots")
         self.assertEqual(found, list(instructions))
-        return list(load().waits(found))
+        return list(load(SCRIPT).waits(found))
 
     COPY = "LDGSTS.E.BYPASS.LTC128B.128 [R59], desc[UR4][R38.64], P6"
     LOAD = "@P2 LDG.E R48, desc[UR6][R44.64]"
@@ -38,7 +28,7 @@ class CheckLoadsTest(unittest.TestCase):
 
     def test_other_loads_are_not_looked_at(self):
         self.assertEqual(self.waits(self.LOAD, "MOV R124, R48"), [])
-        self.assertEqual(list(load().instructions_of("\t\tFunction : other\n        /*0000*/                   EXIT ;\n")), [])
+        self.assertEqual(list(load(SCRIPT).instructions_of("\t\tFunction : other\n        /*0000*/                   EXIT ;\n")), [])
 
 
 if __name__ == "__main__":

@@ -1,26 +1,15 @@
 #!/usr/bin/env python3
 """Tests of the lints: each must pass a good example and fail a bad one. Standard library only."""
 import contextlib
-import importlib.machinery
-import importlib.util
 import io
 import json
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 import unittest
 
-sys.dont_write_bytecode = True
-SCRIPTS = pathlib.Path(__file__).resolve().parent.parent.parent / "scripts"
-
-
-def load(name):
-    loader = importlib.machinery.SourceFileLoader(name, str(SCRIPTS / name))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
-    loader.exec_module(module)
-    return module
+from load_script import SCRIPTS, load
 
 
 class TreeTest(unittest.TestCase):

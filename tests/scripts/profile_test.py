@@ -1,13 +1,10 @@
 #!/usr/bin/env python3
 """Tests that scripts/gpu/profile reads what Nsight Compute prints. Standard library only."""
-import importlib.machinery
-import importlib.util
-import pathlib
-import sys
 import unittest
 
-sys.dont_write_bytecode = True
-PATH = pathlib.Path(__file__).resolve().parent.parent.parent / "scripts" / "gpu" / "profile"
+from load_script import load
+
+SCRIPT = "gpu/profile"
 
 # Lines of a report on an H200 (decode kernel, batch 16).
 REPORT = """\
@@ -31,26 +28,19 @@ REPORT = """\
 """
 
 
-def load():
-    loader = importlib.machinery.SourceFileLoader("profile_decode", str(PATH))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("profile_decode", loader))
-    loader.exec_module(module)
-    return module
-
-
 class Metrics(unittest.TestCase):
     def test_all_are_read_in_their_units(self):
-        metrics = load().metrics_of(REPORT)
-        self.assertEqual(set(metrics), set(load().METRICS.values()))
+        metrics = load(SCRIPT).metrics_of(REPORT)
+        self.assertEqual(set(metrics), set(load(SCRIPT).METRICS.values()))
         self.assertEqual(metrics["duration_us"], 54.69)
         self.assertEqual(metrics["issued_per_scheduler"], 0.24)  # has no unit
         self.assertEqual(metrics["registers"], 206.0)
-        longer = load().metrics_of(REPORT.replace("us        54.69", "ms         1.25"))
+        longer = load(SCRIPT).metrics_of(REPORT.replace("us        54.69", "ms         1.25"))
         self.assertEqual(longer["duration_us"], 1250.0)
 
     def test_a_missing_one_is_named(self):
         with self.assertRaises(SystemExit) as stop:
-            load().metrics_of(REPORT.replace("L2 Hit Rate", "Hit Rate"))
+            load(SCRIPT).metrics_of(REPORT.replace("L2 Hit Rate", "Hit Rate"))
         self.assertIn("l2_hit_percent", str(stop.exception))
 
 

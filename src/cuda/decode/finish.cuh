@@ -246,7 +246,7 @@ template <typename T, bool kInShared>
 __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Work& work, int num_pairs, int column) {
   static_assert(kMaxPairs <= 64, "a lane has two parts");
   const int lane = threadIdx.x % 32;
-  const PartRow<T, kInShared> parts(p, work, 0, column);  // [num_pairs] of them
+  const PartRow<T, kInShared> parts(p, work, 0, column);      // [num_pairs] of them
   const auto load_stats = [&](const float* from, int part) {  // from [num_pairs, 4] f32
     return part < num_pairs ? reinterpret_cast<const float4*>(from)[part] : float4{-INFINITY, 0.0f, 0.0f, 0.0f};
   };
