@@ -34,7 +34,7 @@ __device__ __noinline__ inline Dealt deal_blocks(Cut cut, int num_lists, int per
   const int lane = threadIdx.x % 32, available = num_lists * per_list;
   const bool has_list = lane < num_lists;
   const auto each = [](int steps, int blocks) {  // of their warps
-    return quick_div(static_cast<float>(steps), static_cast<float>(kMaxBlockWarps * blocks));
+    return quick_div(steps, kMaxBlockWarps * blocks);
   };
   const int steps = has_list ? cut.steps : 0;
   int too_few = each(__reduce_add_sync(kAllLanes, steps), available);

@@ -95,6 +95,9 @@ RAREFY_HOST_DEVICE inline float quotient(float a, float b) {
 }
 // Whole times that b (> 0) fits into a (>= 0), below 2^20.
 RAREFY_HOST_DEVICE inline int32_t quick_div(float a, float b) { return static_cast<int32_t>(quotient(a + 0.5f, b)); }
+RAREFY_HOST_DEVICE inline int32_t quick_div(int32_t a, int32_t b) {
+  return quick_div(static_cast<float>(a), static_cast<float>(b));
+}
 
 // Who works on a list: two warps on a pair, one or two pairs in a block; or each warp on some pairs.
 struct Shares {
@@ -132,7 +135,7 @@ RAREFY_HOST_DEVICE inline int32_t blocks_within(const Cut& cut, int32_t steps) {
   const int32_t warp_pairs =
       quick_div(static_cast<float>(steps) * static_cast<float>(cut.pairs()), static_cast<float>(cut.steps));
   if (warp_pairs == 0) return cut.pairs() > 1 ? cut.pairs() / 2 : 1;
-  const int32_t warps = quick_div(static_cast<float>(cut.pairs() - 1), static_cast<float>(warp_pairs)) + 1;
+  const int32_t warps = quick_div(cut.pairs() - 1, warp_pairs) + 1;
   return (warps - 1) / kMaxBlockWarps + 1;
 }
 

@@ -27,8 +27,8 @@ struct DecodeTraits {
   static constexpr bool kKeysApart = kStages == 1;
   // Whether values are read out of shared memory while scores are on their way, where registers hold them.
   static constexpr bool kValuesEarly = kKvBytes == 2 && kHeadDim == 128 && kColumnTiles == 1 && !kCertificates;
-  // Whether registers hold a pair's first leaf beside the second. Else it waits in the workspace, which costs 3 to 10 % where warps have
-  // whole pairs, but less than registers that spill in every step.
+  // Whether registers hold a pair's first leaf beside the second. Else it waits where parts are; in the workspace that costs 3 to 10 % where
+  // warps have whole pairs, but less than registers that spill in every step.
   static constexpr bool kHoldsPair = kDimTiles * kColumnTiles <= 8;
   // log2 of how far a weight may exceed 1 before the running maximum follows: squared and scaled weights must stay finite.
   static constexpr float kSlackBits = kBf16 ? 8.0f : 1.0f;

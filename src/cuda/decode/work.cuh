@@ -29,7 +29,7 @@ struct Place {
     block = blockIdx.x;
     column_block = 0;
     if (p.num_column_blocks > 1) {
-      list = quick_div(static_cast<float>(blockIdx.y), static_cast<float>(p.num_column_blocks));
+      list = quick_div(static_cast<int32_t>(blockIdx.y), p.num_column_blocks);
       column_block = blockIdx.y - list * p.num_column_blocks;
     }
     first_column = column_block * p.columns_per_block;
@@ -38,7 +38,7 @@ struct Place {
   // Row of counts; times max_selected: of ids and weights.
   __device__ int list_row(const DecodeParams& p) const { return sequence * p.num_lists + list; }
   __device__ int kv_head(const DecodeParams& p) const {
-    return p.lists_per_kv_head == 1 ? list : quick_div(static_cast<float>(list), static_cast<float>(p.lists_per_kv_head));
+    return p.lists_per_kv_head == 1 ? list : quick_div(list, p.lists_per_kv_head);
   }
   __device__ int query_of(const DecodeParams& p, int column) const {
     return p.num_queries == 1 ? 0 : (first_column + column) / p.heads_per_list;
