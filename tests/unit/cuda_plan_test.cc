@@ -71,8 +71,8 @@ TEST(CudaCut, ManyListsHaveFewerAndLongerLeaves) {
 // Whatever blocks a list has, their warps' leaves are all leaves in order, and a pair is within one block.
 TEST(CudaShares, WarpsHaveEveryLeafOnceAndBlocksWholePairs) {
   for (int32_t pairs : {1, 2, 4, 8, 16, 32, 64}) {
-    for (int32_t warps : {cuda::kMaxBlockWarps, cuda::kMinBlockWarps}) {
-      for (int32_t blocks = 1; blocks <= 128; ++blocks) {
+    for (int32_t warps : {cuda::kMaxBlockWarps, cuda::kBlockWarps, cuda::kMinBlockWarps}) {
+      for (int32_t blocks = 1; blocks * warps <= 512; ++blocks) {
         const Shares shares(pairs, {blocks, warps});
         const std::string what = std::to_string(pairs) + " in " + std::to_string(blocks) + " of " + std::to_string(warps);
         ASSERT_TRUE(shares.blocks >= 1 && shares.blocks <= blocks) << what;
@@ -123,7 +123,7 @@ TEST(CudaBlocks, AreAsManyAsTheDeviceHolds) {
 
 // The rule by which a kernel deals blocks says what the warps then have.
 TEST(CudaDeal, BlocksAreTheFewestForTheShare) {
-  constexpr int32_t kWarps = cuda::kMaxBlockWarps;
+  constexpr int32_t kWarps = cuda::kBlockWarps;
   for (int32_t num_lists : {8, 32}) {
     for (int32_t n = 0; n <= 140000; n += n < 3000 ? 7 : 997) {
       const Cut cut(n, num_lists);
@@ -140,7 +140,8 @@ TEST(CudaDeal, BlocksAreTheFewestForTheShare) {
         return most;
       };
       for (int32_t steps = 1; steps <= 2 * cut.steps; steps = steps * 5 / 4 + 1) {
-        const int32_t blocks = cuda::blocks_within(cut, steps), leaf_steps = ((cut.steps - 1) >> cut.leaves_log2) + 1;
+        const int32_t blocks = cuda::blocks_within(cut, steps, kWarps),
+                      leaf_steps = ((cut.steps - 1) >> cut.leaves_log2) + 1;
         const std::string what =
             std::to_string(n) + " tokens within " + std::to_string(steps) + ": " + std::to_string(blocks);
         ASSERT_TRUE(blocks >= 1 && blocks <= cut.pairs()) << what;
@@ -174,9 +175,22 @@ TEST(CudaCluster, BlocksHaveNoIdleWarpsWhereTheyFormOneByThat) {
   EXPECT_TRUE(is({16, 4}, 8, {16, 4})) << "they form one anyway";
   EXPECT_TRUE(is({8, 4}, 64, {8, 4})) << "they form none either way";
   EXPECT_TRUE(is({16, 4}, 16, {8, 4})) << "16 small ones crowd";
-  EXPECT_TRUE(is({32, 4}, 8, {16, 4})) << "32 are too many for one";
+  EXPECT_TRUE(is({32, 4}, 8, {32, 4})) << "16 of two pairs crowd too";
   EXPECT_TRUE(is({32, 4}, 16, {32, 4})) << "so are half as many for the device";
   EXPECT_TRUE(is({1, 2}, 300, {1, 2}));
+}
+
+TEST(CudaCluster, FourBlocksThatFormNoneAreTwoOfTwiceTheWarps) {
+  const auto is = [](cuda::Blocks blocks, int64_t lists, int32_t room, cuda::Blocks expected) {
+    const cuda::Blocks got = cuda::joined(blocks, lists, room, 132);
+    return got.per_list == expected.per_list && got.warps == expected.warps;
+  };
+  EXPECT_TRUE(is({4, 4}, 64, 264, {2, 8}));
+  EXPECT_TRUE(cuda::forms_cluster({2, 8}, 64, 264, 132));
+  EXPECT_TRUE(is({4, 4}, 32, 264, {4, 4})) << "they form one anyway";
+  EXPECT_TRUE(is({8, 4}, 32, 264, {8, 4})) << "four to a cluster would wait for each other";
+  EXPECT_TRUE(is({4, 4}, 128, 528, {4, 4})) << "a block would not have a multiprocessor of its own";
+  EXPECT_FALSE(cuda::next_fits({2, 8}, 64, 264, 132)) << "they take all of it";
 }
 
 struct Refusal {

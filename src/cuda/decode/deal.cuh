@@ -9,6 +9,8 @@ namespace rarefy::cuda {
 
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
 
+__device__ __forceinline__ int block_warps() { return static_cast<int>(blockDim.x) / 32; }
+
 // A block's list, its number among that list's blocks and how many those are. A number beyond them: there is nothing left to do.
 struct Dealt {
   int list, block, blocks;
@@ -24,7 +26,7 @@ __device__ __forceinline__ bool is_skewed(int num_tokens, int num_lists, int per
   const float longest = static_cast<float>(__reduce_max_sync(kAllLanes, steps)) * static_cast<float>(num_lists);
   const float sum = static_cast<float>(__reduce_add_sync(kAllLanes, steps));
   return longest > kTimes * sum &&
-         longest - sum > kMoreSteps * blocks * static_cast<float>(num_lists * kMaxBlockWarps) * blocks;
+         longest - sum > kMoreSteps * blocks * static_cast<float>(num_lists * block_warps()) * blocks;
 }
 
 // For a warp. Lane l has the cut of list l; `own` is the block's number among the num_lists * per_list of the sequence, per_list for each list at
@@ -34,7 +36,7 @@ __device__ __noinline__ inline Dealt deal_blocks(Cut cut, int num_lists, int per
   const int lane = threadIdx.x % 32, available = num_lists * per_list;
   const bool has_list = lane < num_lists;
   const auto each = [](int steps, int blocks) {  // of their warps
-    return quick_div(steps, kMaxBlockWarps * blocks);
+    return quick_div(steps, block_warps() * blocks);
   };
   const int steps = has_list ? cut.steps : 0;
   int too_few = each(__reduce_add_sync(kAllLanes, steps), available);
@@ -43,7 +45,7 @@ __device__ __noinline__ inline Dealt deal_blocks(Cut cut, int num_lists, int per
 #pragma unroll 1
   for (int i = 0; i < kTries; ++i) {
     const int share = (too_few + enough + 1) / 2;
-    const int wanted = has_list ? blocks_within(cut, share) : 0;
+    const int wanted = has_list ? blocks_within(cut, share, block_warps()) : 0;
     if (__reduce_add_sync(kAllLanes, wanted) <= available) {
       blocks = wanted, enough = share;
     } else {

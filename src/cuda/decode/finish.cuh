@@ -118,7 +118,7 @@ __device__ void write_column(const DecodeParams& p, const Place& place, int colu
   const float maximum = fmaxf(part.maximum, sink);
   const float factor = rescale(part.maximum, maximum);
   const float total = part.total * factor + rescale(sink, maximum);
-  const float inverse = total > 0.0f ? quotient(1.0f, total) : 0.0f;
+  const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
   const float value_scale = p.value_scales != nullptr ? p.value_scales[place.kv_head(p)] : 1.0f;
   const int64_t row = place.output_row(p, column);
   float out[kEach];
@@ -206,37 +206,28 @@ __device__ void store_part(const DecodeParams& p, const Work& work, int pair, in
   *reinterpret_cast<Floats<kEach>*>(variance.sums + lane * kEach) = part.variance_sums;
 }
 
-// The sums of a slot's parts, up to kAtOnce of them at a time, and their weighted sum in ascending order. In groups, of which those that a short list
-// does not have cost no instructions.
+// The sums of a slot's parts, up to kAtOnce of them at a time, and their weighted sum in ascending order.
 template <typename T>
 struct PartRows {
-  static constexpr int kEach = ColumnPart<T>::kEach, kAtOnce = kEach > 4 ? 8 : 16, kGroup = 4;
+  static constexpr int kEach = ColumnPart<T>::kEach, kAtOnce = kEach > 4 ? 8 : 16;
   Floats<kEach> rows[kAtOnce];
 
   __device__ __forceinline__ void load(const float* from, int count) {  // from [count, head_dim] f32
     from += threadIdx.x % 32 * kEach;
 #pragma unroll
-    for (int group = 0; group < kAtOnce; group += kGroup) {
-      if (group >= count) continue;
-#pragma unroll
-      for (int a = group; a < group + kGroup; ++a) {
-        rows[a] = {};
-        if (a < count) rows[a] = *reinterpret_cast<const Floats<kEach>*>(from + a * T::kHeadDim);
-      }
+    for (int a = 0; a < kAtOnce; ++a) {
+      rows[a] = {};
+      if (a < count) rows[a] = *reinterpret_cast<const Floats<kEach>*>(from + a * T::kHeadDim);
     }
   }
   // Lane k has the factors of parts k and k + 32, 0 where there is none.
-  __device__ __forceinline__ void add(int begin, int count, const float (&factors)[2], Floats<kEach>& sums) const {
+  __device__ __forceinline__ void add(int begin, const float (&factors)[2], Floats<kEach>& sums) const {
     const float near = begin < 32 ? factors[0] : factors[1];
 #pragma unroll
-    for (int group = 0; group < kAtOnce; group += kGroup) {
-      if (group >= count) continue;
+    for (int a = 0; a < kAtOnce; ++a) {
+      const float factor = __shfl_sync(0xffffffffu, near, begin % 32 + a);
 #pragma unroll
-      for (int a = group; a < group + kGroup; ++a) {
-        const float factor = __shfl_sync(0xffffffffu, near, begin % 32 + a);
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) sums.at[i] = fmaf(factor, rows[a].at[i], sums.at[i]);
-      }
+      for (int i = 0; i < kEach; ++i) sums.at[i] = fmaf(factor, rows[a].at[i], sums.at[i]);
     }
   }
 };
@@ -246,22 +237,22 @@ template <typename T, bool kInShared>
 __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, const Work& work, int num_pairs, int column) {
   static_assert(kMaxPairs <= 64, "a lane has two parts");
   const int lane = threadIdx.x % 32;
-  const PartRow<T, kInShared> parts(p, work, 0, column);      // [num_pairs] of them
+  const PartRow<T, kInShared> parts(p, work, 0, column);  // [num_pairs] of them
+  PartRows<T> rows;
+  rows.load(parts.sums, num_pairs);
   const auto load_stats = [&](const float* from, int part) {  // from [num_pairs, 4] f32
     return part < num_pairs ? reinterpret_cast<const float4*>(from)[part] : float4{-INFINITY, 0.0f, 0.0f, 0.0f};
   };
   const float4 stats[2] = {load_stats(parts.stats, lane), load_stats(parts.stats, lane + 32)};
-  PartRows<T> rows;
-  rows.load(parts.sums, num_pairs);
   ColumnPart<T> merged;
   merged.maximum = warp_max(fmaxf(stats[0].x, stats[1].x));
   float factors[2] = {rescale(stats[0].x, merged.maximum), rescale(stats[1].x, merged.maximum)};
   merged.total = warp_sum(factors[0] * stats[0].y + factors[1] * stats[1].y);
-  rows.add(0, num_pairs, factors, merged.sums);
+  rows.add(0, factors, merged.sums);
 #pragma unroll 1
   for (int begin = rows.kAtOnce; begin < num_pairs; begin += rows.kAtOnce) {
     rows.load(parts.sums + begin * T::kHeadDim, num_pairs - begin);
-    rows.add(begin, num_pairs - begin, factors, merged.sums);
+    rows.add(begin, factors, merged.sums);
   }
   if constexpr (T::kCertificates) {
     const PartRow<T, kInShared> variances(p, work, 0, p.columns_per_block + column);  // [num_pairs] of them
@@ -272,7 +263,7 @@ __device__ __forceinline__ ColumnPart<T> merge_parts(const DecodeParams& p, cons
 #pragma unroll 1
     for (int begin = 0; begin < num_pairs; begin += rows.kAtOnce) {
       rows.load(variances.sums + begin * T::kHeadDim, num_pairs - begin);
-      rows.add(begin, num_pairs - begin, factors, merged.variance_sums);
+      rows.add(begin, factors, merged.variance_sums);
     }
   }
   return merged;
@@ -450,8 +441,9 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const Work& work, 
     __syncwarp();  // the warp's rows are read
     if (warp < kPairLeaves * block_pairs) store_leaf<T>(leaf, place.num_columns, shared.leaf(warp));
     __syncthreads();
-    for (int task = warp; task < block_pairs * place.num_columns; task += num_warps) {
-      const int which = task >= place.num_columns ? 1 : 0, column = task - which * place.num_columns;
+    for (int which = 0, column = warp;; column += num_warps) {
+      while (column >= place.num_columns) column -= place.num_columns, ++which;
+      if (which >= block_pairs) break;
       const ColumnPart<T> part =
           fold_leaves<T>(shared.leaf(which * kPairLeaves), shared.leaf(which * kPairLeaves + 1), column);
       if (num_pairs == 1) {

@@ -10,7 +10,7 @@
 namespace rarefy::cuda {
 
 template <typename T>
-__global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(const __grid_constant__ DecodeParams p) {
+__global__ __launch_bounds__(T::kMaxThreads, T::kMinBlocks) void decode_kernel(const __grid_constant__ DecodeParams p) {
   Shared<T>& shared = *reinterpret_cast<Shared<T>*>(block_memory());
   if (p.parts_at != 0) arrive_early();
   Work work;
@@ -118,25 +118,28 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kBlocks) void decode_kernel(cons
   };
 #pragma unroll 1  // one place that starts copies, those of the first steps too
   for (int step = -T::kStages; step < 0 || rows.has(step); ++step) {
-    uint32_t stage = 0, weights[2][T::kColumnTiles];
+    uint32_t stage = 0;
+    Logits<T> logits;
     ValueRows<T> values;
     if (step >= 0) {
       stage = rows.wait();
-      Logits<T> logits;
       score<T>(stage + stage_lane.keys, queries, logits.at);
       if constexpr (T::kValuesEarly) values.load(stage + stage_lane.values);
       logits.scale_products(stage, stage_lane, p, scale);
-      weigh<T>(run, logits, weights);
-    }
-    if constexpr (T::kKeysApart) {
-      __syncwarp();
-      rows.start(p, work, step + T::kStages);
-      if (step >= 0) rows.wait_for_values();
     }
     if (step >= 0) {
+      uint32_t weights[2][T::kColumnTiles];
+      weigh<T>(run, logits, weights);
+      if constexpr (T::kKeysApart) {
+        __syncwarp();
+        rows.start(p, work, step + T::kStages);
+        rows.wait_for_values();
+      }
       if constexpr (!T::kValuesEarly) values.load(stage + stage_lane.values);
       add_values<T>(run, values, weights);
       __syncwarp();
+    } else if constexpr (T::kKeysApart) {
+      rows.start(p, work, step + T::kStages);
     }
     if constexpr (T::kKeysApart) {
       rows.start_values(p, step + T::kStages);

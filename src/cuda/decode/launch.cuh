@@ -49,7 +49,7 @@ cudaError_t launch_kernel(const DecodeLaunch& launch, cudaStream_t stream) {
   // So much that no more blocks than planned fit on a multiprocessor: where one was left over, the next kernel's blocks would start early
   // on some multiprocessors, three or four on one of them, and 50x at batch 16 took 18 % longer.
   constexpr int kReserved = 1024;  // the system's share of a block's shared memory
-  const int planned = T::kBlocks * kMaxBlockWarps / launch.blocks.warps;
+  const int planned = T::kBlocks * kBlockWarps / launch.blocks.warps;
   const int least = launch.shared_bytes / (planned + 1) - kReserved + 16, most = launch.shared_bytes / planned - kReserved;
   const int bytes = Shared<T>::bytes(launch.blocks.warps);
   const auto set_bytes = [&](int needed) {

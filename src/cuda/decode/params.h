@@ -18,7 +18,7 @@
 namespace rarefy::cuda {
 
 inline constexpr int32_t kStepTokens = 16;  // rows of one matrix instruction
-inline constexpr int32_t kMinBlockWarps = 2, kMaxBlockWarps = 4, kPairLeaves = 2;
+inline constexpr int32_t kMinBlockWarps = 2, kBlockWarps = 4, kMaxBlockWarps = 8, kPairLeaves = 2;
 inline constexpr int32_t kFewPairsLog2 = 4, kMaxPairsLog2 = 6, kMaxPairs = 1 << kMaxPairsLog2;
 static_assert(kPairLeaves == 2);
 inline constexpr int32_t kManyLists = 16;       // of a sequence
@@ -68,7 +68,7 @@ struct Cut {
 
 // Blocks for each list, and warps of a block.
 struct Blocks {
-  int32_t per_list = 1, warps = kMaxBlockWarps;
+  int32_t per_list = 1, warps = kBlockWarps;
 };
 
 // For lists of which the longest has so many pairs. What `room` blocks of four warps start together, they end together: a list in half the
@@ -82,7 +82,7 @@ constexpr Blocks choose_blocks(int32_t pairs, int64_t num_lists, int32_t room) {
   }
   const int64_t half_cost = (num_lists + 2 * room - 1) / (2 * room) * (2 * 20 + 1);
   if (best == 1 && num_lists > room && half_cost < best_cost) return {1, kMinBlockWarps};
-  return {static_cast<int32_t>(best), kMaxBlockWarps};
+  return {static_cast<int32_t>(best), kBlockWarps};
 }
 
 // About a / b, for numbers that the hardware's quick division is exact enough for.
@@ -99,7 +99,7 @@ RAREFY_HOST_DEVICE inline int32_t quick_div(int32_t a, int32_t b) {
   return quick_div(static_cast<float>(a), static_cast<float>(b));
 }
 
-// Who works on a list: two warps on a pair, one or two pairs in a block; or each warp on some pairs.
+// Who works on a list: two warps on a pair, as many pairs in a block as it has warps for; or each warp on some pairs.
 struct Shares {
   static constexpr int32_t kUnitLog2 = 24;
   int32_t blocks = 1;
@@ -108,13 +108,15 @@ struct Shares {
 
   Shares() = default;
   RAREFY_HOST_DEVICE Shares(int32_t pairs, Blocks most) {
-    const int32_t block_pairs = most.warps > kPairLeaves && pairs > most.per_list ? 2 : 1;
-    two_warps = pairs <= block_pairs * most.per_list;
-    blocks = two_warps ? pairs >> (block_pairs - 1) : most.per_list;
+    const int32_t pairs_log2 = pairs > 2 * most.per_list ? 2 : pairs > most.per_list ? 1 : 0;
+    two_warps = kPairLeaves << pairs_log2 <= most.warps && pairs <= most.per_list << pairs_log2;
+    blocks = two_warps ? pairs >> pairs_log2 : most.per_list;
     one_warp = static_cast<uint32_t>(quotient(1 << kUnitLog2, static_cast<float>(most.warps * blocks))) + 2;
   }
   // Of a block, with two warps on a pair.
-  RAREFY_HOST_DEVICE constexpr int32_t block_pairs(int32_t pairs) const { return pairs > blocks ? 2 : 1; }
+  RAREFY_HOST_DEVICE constexpr int32_t block_pairs(int32_t pairs) const {
+    return pairs >> floor_log2(static_cast<uint32_t>(blocks));
+  }
   // First leaf of a warp of a block with `warps` warps; that of the next warp is the end. Some warps may have none: they help to merge.
   RAREFY_HOST_DEVICE constexpr int32_t first_leaf(int32_t pairs, int32_t warps, int32_t block, int32_t warp) const {
     if (!two_warps) {
@@ -126,23 +128,24 @@ struct Shares {
   }
 };
 // Twice the rounding of 1 / warps must not matter: that share of all pairs times warps, of at most kMaxPairs / 2 blocks.
-static_assert(int64_t{4} * kMaxPairs * (kMaxPairs / 2 * kMaxBlockWarps) * (kMaxPairs / 2 * kMaxBlockWarps) <
+static_assert(int64_t{4} * kMaxPairs * (kMaxPairs / 2 * kBlockWarps) * (kMaxPairs / 2 * kBlockWarps) <
               int64_t{1} << Shares::kUnitLog2);
 
-// The fewest blocks of kMaxBlockWarps warps for shares of at most `steps` steps (> 0), or of a leaf.
-RAREFY_HOST_DEVICE inline int32_t blocks_within(const Cut& cut, int32_t steps) {
+// The fewest blocks of so many warps for shares of at most `steps` steps (> 0), or of a leaf.
+RAREFY_HOST_DEVICE inline int32_t blocks_within(const Cut& cut, int32_t steps, int32_t block_warps) {
   // So many pairs have at most so many steps, as pairs are even.
   const int32_t warp_pairs =
       quick_div(static_cast<float>(steps) * static_cast<float>(cut.pairs()), static_cast<float>(cut.steps));
-  if (warp_pairs == 0) return cut.pairs() > 1 ? cut.pairs() / 2 : 1;
+  if (warp_pairs == 0) return ceil_div(cut.pairs() * kPairLeaves, block_warps);
   const int32_t warps = quick_div(cut.pairs() - 1, warp_pairs) + 1;
-  return (warps - 1) / kMaxBlockWarps + 1;
+  return quick_div(warps - 1, block_warps) + 1;
 }
 
 // Whether the next kernel's blocks fit beside these, so that they start early: of four warps, one to a multiprocessor; of two, twice as many as
 // `room` of four.
 constexpr bool next_fits(Blocks blocks, int64_t num_lists, int32_t room, int32_t multiprocessors) {
-  return num_lists * blocks.per_list <= (blocks.warps == kMaxBlockWarps ? multiprocessors : room);
+  if (blocks.warps > kBlockWarps) return false;
+  return num_lists * blocks.per_list <= (blocks.warps == kBlockWarps ? multiprocessors : room);
 }
 
 // Blocks of a list that are started as a cluster merge its parts in their own shared memory, not in device memory: 3 to 6 % less time for short
@@ -155,14 +158,22 @@ constexpr bool forms_cluster(Blocks blocks, int64_t num_lists, int32_t room, int
 }
 
 // Blocks with one pair leave two of their warps idle. Where they form no cluster, but would without these warps, or half as many with two pairs
-// each, they are made so: with 8 to a list the first, which took 6 % less time (263 tokens at batch 4); with more the second, as clusters of 16 such
-// blocks crowd on few multiprocessors (1,311 tokens with head_dim 256 at batch 4 19 % more). Where they form one anyway, blocks of two warps are
+// each, they are made so: up to 8 to a list the first, which took 6 % less time (263 tokens at batch 4); 16 the second, as clusters of 16 such
+// blocks crowd on few multiprocessors (1,311 tokens with head_dim 256 at batch 4: 13.5 us, 11.2 so). Where they form one anyway, blocks of two warps are
 // slower too: 3 to 8 % (batch 1, 8 and 16 to a list).
 constexpr Blocks without_idle_warps(Blocks blocks, int64_t num_lists, int32_t room, int32_t multiprocessors) {
-  if (forms_cluster(blocks, num_lists, room, multiprocessors)) return blocks;
+  if (forms_cluster(blocks, num_lists, room, multiprocessors) || blocks.per_list > kMaxCluster) return blocks;
   const Blocks other =
       blocks.per_list <= 8 ? Blocks{blocks.per_list, kPairLeaves} : Blocks{blocks.per_list / 2, blocks.warps};
   return forms_cluster(other, num_lists, room, multiprocessors) ? other : blocks;
+}
+
+// Four blocks of a list that form no cluster are two of twice the warps, each alone on a multiprocessor, which do (batch 8, 500x to 5x: 7.25 instead of
+// 7.49 us, 15.2 and 15.7, 26.1 and 26.8, 205.6 and 207.6). Not where a multiprocessor has more than two blocks: registers would spill.
+constexpr Blocks joined(Blocks blocks, int64_t num_lists, int32_t room, int32_t multiprocessors) {
+  const bool joins = blocks.per_list == 4 && blocks.warps == kBlockWarps && room == 2 * multiprocessors &&
+                     !forms_cluster(blocks, num_lists, room, multiprocessors);
+  return joins ? Blocks{2, kMaxBlockWarps} : blocks;
 }
 
 // First bytes of a workspace: what check() reports. Zero when all is well.

@@ -139,8 +139,7 @@ class Rows {
                    static_cast<int64_t>(work.place.sequence) * p.max_pages + (entries.token >> p.page_shift), -1);
   }
 
-  // From a pair of steps' pages to their rows. The ids that have come since move up here, well before the loads that take their place: moved after those
-  // (look_ahead), they stay in their registers, the loads go to others, and moving what these bring waits for it in every second step.
+  // From a pair of steps' pages to their rows.
   __device__ __forceinline__ void take_rows(const DecodeParams& p, const Work& work, int pair) {
     constexpr float kLog2E = 1.4426950408889634f;
     const bool good = static_cast<uint32_t>(soon_.page) < static_cast<uint32_t>(p.num_pages);
@@ -151,12 +150,11 @@ class Rows {
     log2_weight_ = good ? soon_.log_weight * kLog2E : -INFINITY;
     if constexpr (T::kCertificates) missing_ = -expm1f(-soon_.log_weight);
     token_ = soon_.token;
+  }
+  // Asks for the pages of the next pair and the ids of the one behind it, once copies of this one have started.
+  __device__ __forceinline__ void look_ahead(const DecodeParams& p, const Work& work, int pair) {
     soon_.token = later_.token;
     soon_.log_weight = later_.log_weight;
-  }
-  // Asks for the pages of the next pair and the ids of the one behind it, once copies of this one have started. A value on its way must not be
-  // moved, which would wait for it: each is used where it was loaded, one pair of steps later.
-  __device__ __forceinline__ void look_ahead(const DecodeParams& p, const Work& work, int pair) {
     soon_.page = look_up(p, work, soon_);
     load_entries(p, work, pair + 2, list_ + position(pair + 2), later_);
   }

@@ -14,12 +14,13 @@ template <int kHeadDim_, int kKvBytes_, bool kBf16_, int kColumnTiles_, bool kCe
 struct DecodeTraits {
   static constexpr int kHeadDim = kHeadDim_, kKvBytes = kKvBytes_, kColumnTiles = kColumnTiles_;
   static constexpr bool kBf16 = kBf16_, kCertificates = kCertificates_;
-  static constexpr int kMaxThreads = 32 * kMaxBlockWarps;
   static constexpr int kSlots = 8 * kColumnTiles, kColumns = kCertificates ? kSlots / 2 : kSlots;
   static constexpr int kDimTiles = kHeadDim / 16;
   static constexpr int kRowBytes = kHeadDim * kKvBytes;
   static constexpr int kQueryStride = kHeadDim * 2 + 16;
   static constexpr int kBlocks = blocks_per_multiprocessor(kHeadDim, kSlots);
+  static constexpr int kMaxWarps = kBlocks == 2 ? kMaxBlockWarps : kBlockWarps;  // of a block
+  static constexpr int kMaxThreads = 32 * kMaxWarps, kMinBlocks = kBlocks * kBlockWarps / kMaxWarps;
   // 16 KB of rows for each of 8 warps on a multiprocessor, or 8 KB for each of 16: so much may be under way at any time. A stage more
   // where there are few blocks cost 4 % (50x, batch 1): its ids are waited for before the first step is attended to.
   static constexpr int kStages = (32 << 10) / kBlocks / (2 * kStepTokens * kRowBytes);
