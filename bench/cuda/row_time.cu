@@ -10,15 +10,9 @@
 #include <cstdlib>
 #include <vector>
 
-namespace {
+#include "timing.cuh"
 
-#define OK(call)                                                          \
-  do {                                                                    \
-    if (const cudaError_t error = (call); error != cudaSuccess) {         \
-      std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(error)); \
-      std::exit(1);                                                       \
-    }                                                                     \
-  } while (false)
+namespace {
 
 constexpr int kRowBytes = 256, kStageRows = 32, kStageBytes = kStageRows * kRowBytes;
 constexpr int kMaxStages = 32, kMaxWarps = 4;

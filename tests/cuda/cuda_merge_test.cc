@@ -1,7 +1,10 @@
 // Merging on a GPU against the double-precision merge on the host.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <string>
+#include <vector>
 
 #include "rarefy/attention/merge.h"
 #include "tests/cuda/device_decode.h"
@@ -9,50 +12,63 @@
 namespace rarefy::test {
 namespace {
 
-TEST(CudaMerge, MatchesTheHostAndWorksInPlace) {
-  for (int32_t head_dim : {1, 64, 80, 256}) {
-    for (int32_t num_parts : {1, 2, 7}) {
-      constexpr int32_t kRows = 37;
-      RandomStream random(static_cast<uint64_t>(head_dim * 10 + num_parts));
-      const auto values = static_cast<size_t>(num_parts * kRows);
-      std::vector<float> outs(values * static_cast<size_t>(head_dim)), lses(values);
-      for (float& value : outs) value = static_cast<float>(random.normal());
-      for (float& value : lses) value = random.uniform() < 0.3 ? -INFINITY : static_cast<float>(30.0 * random.normal());
-      std::vector<float> out(static_cast<size_t>(kRows * head_dim)), lse(kRows);
-      MergeArgs args{num_parts, kRows, outs.data(), lses.data(), out.data(), lse.data()};
-      ASSERT_TRUE(MergePlan::make(Device{}, {head_dim})->run(args).ok());
+struct Case {
+  int32_t head_dim, num_parts, num_rows;
+  int32_t offset;  // of parts and results from an aligned address, in floats
+};
 
-      const DeviceBuffer device_outs = DeviceBuffer::copy_of(outs.data(), outs.size() * sizeof(float));
-      const DeviceBuffer device_lses = DeviceBuffer::copy_of(lses.data(), lses.size() * sizeof(float));
-      const DeviceBuffer device_out(out.size() * sizeof(float)), device_lse(lse.size() * sizeof(float));
-      const Expected<MergePlan> plan = MergePlan::make(kGpu, {head_dim});
-      ASSERT_TRUE(plan) << plan.status().to_string();
-      args.part_out = device_outs.as<float>(), args.part_lse = device_lses.as<float>();
-      args.out = device_out.as<float>(), args.lse = device_lse.as<float>();
-      ASSERT_TRUE(plan->run(args).ok());
-      ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-      const std::vector<float> got = device_out.values<float>(), got_lse = device_lse.values<float>();
-      // f32 throughout: differences of lse up to 120 round to 2^-24 of themselves, and so do num_parts sums; |out| stays below 5.
-      for (size_t row = 0; row < lse.size(); ++row) {
-        const double lse_scale = std::isinf(lse[row]) ? 0.0 : std::abs(lse[row]);
-        if (std::isinf(lse[row])) {
-          EXPECT_EQ(got_lse[row], lse[row]);
-        } else {
-          EXPECT_NEAR(got_lse[row], lse[row], 0x1p-22 * (lse_scale + 8.0));
-        }
-        for (int32_t d = 0; d < head_dim; ++d) {
-          const size_t i = row * static_cast<size_t>(head_dim) + static_cast<size_t>(d);
-          EXPECT_NEAR(got[i], out[i], 2.0 * 0x1p-24 * (120.0 + num_parts) * 5.0) << head_dim << " " << num_parts;
-        }
-      }
-      EXPECT_TRUE(device_out.intact() && device_lse.intact());
-      args.out = device_outs.as<float>(), args.lse = device_lses.as<float>();
-      ASSERT_TRUE(plan->run(args).ok());
-      ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-      std::vector<float> in_place = device_outs.values<float>();
-      in_place.resize(got.size());
-      EXPECT_EQ(in_place, got);
+// Against the merge on the CPU, which sums in double precision; rows of empty parts hold NaN.
+TEST(CudaMerge, MatchesTheHostAndWorksInPlace) {
+  const Case cases[] = {{1, 1, 37, 0},   {1, 7, 37, 0},   {64, 1, 37, 0},  {64, 2, 37, 0},  {64, 33, 37, 0},
+                        {64, 7, 37, 1},  {66, 5, 37, 0},  {80, 7, 37, 0},  {100, 9, 37, 2}, {128, 17, 4097, 0},
+                        {128, 70, 5, 0}, {256, 2, 37, 0}, {256, 9, 37, 0}, {256, 7, 37, 3}, {130, 20, 37, 0}};
+  for (const auto& [head_dim, num_parts, num_rows, offset] : cases) {
+    const std::string what =
+        std::to_string(head_dim) + " dims, " + std::to_string(num_parts) + " parts, offset " + std::to_string(offset);
+    RandomStream random(static_cast<uint64_t>(head_dim * 10 + num_parts));
+    const auto values = static_cast<size_t>(num_parts * num_rows), row_size = static_cast<size_t>(head_dim);
+    std::vector<float> lses(values), outs(static_cast<size_t>(offset) + values * row_size);
+    for (float& value : outs) value = static_cast<float>(random.normal());
+    for (size_t i = 0; i < values; ++i) {
+      lses[i] = random.uniform() < 0.3 ? -INFINITY : static_cast<float>(30.0 * random.normal());
+      if (std::isinf(lses[i])) std::fill_n(outs.begin() + offset + static_cast<int64_t>(i * row_size), row_size, NAN);
     }
+    std::vector<float> out(static_cast<size_t>(num_rows) * row_size), lse(static_cast<size_t>(num_rows));
+    MergeArgs args{num_parts, num_rows, outs.data() + offset, lses.data(), out.data(), lse.data()};
+    ASSERT_TRUE(MergePlan::make(Device{}, {head_dim})->run(args).ok());
+
+    const DeviceBuffer device_outs = DeviceBuffer::copy_of(outs.data(), outs.size() * sizeof(float));
+    const DeviceBuffer device_lses = DeviceBuffer::copy_of(lses.data(), lses.size() * sizeof(float));
+    const DeviceBuffer device_out((static_cast<size_t>(offset) + out.size()) * sizeof(float)),
+        device_lse(lse.size() * sizeof(float));
+    const Expected<MergePlan> plan = MergePlan::make(kGpu, {head_dim});
+    ASSERT_TRUE(plan) << plan.status().to_string();
+    args.part_out = device_outs.as<float>() + offset, args.part_lse = device_lses.as<float>();
+    args.out = device_out.as<float>() + offset, args.lse = device_lse.as<float>();
+    ASSERT_TRUE(plan->run(args).ok());
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    std::vector<float> got = device_out.values<float>();
+    got.erase(got.begin(), got.begin() + offset);
+    const std::vector<float> got_lse = device_lse.values<float>();
+    // f32 throughout: differences of lse up to 300 round to 2^-24 of themselves, and so do num_parts sums; |out| stays below 5.
+    for (size_t row = 0; row < lse.size(); ++row) {
+      if (std::isinf(lse[row])) {
+        EXPECT_EQ(got_lse[row], lse[row]) << what;
+      } else {
+        EXPECT_NEAR(got_lse[row], lse[row], 0x1p-22 * (std::abs(lse[row]) + 8.0)) << what;
+      }
+      for (size_t i = row * row_size; i < (row + 1) * row_size; ++i) {
+        EXPECT_NEAR(got[i], out[i], 2.0 * 0x1p-24 * (300.0 + num_parts) * 5.0) << what;
+      }
+    }
+    EXPECT_TRUE(device_out.intact() && device_lse.intact()) << what;
+    args.out = device_outs.as<float>() + offset, args.lse = device_lses.as<float>();
+    ASSERT_TRUE(plan->run(args).ok());
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    std::vector<float> in_place = device_outs.values<float>();
+    in_place.erase(in_place.begin(), in_place.begin() + offset);
+    in_place.resize(got.size());
+    EXPECT_EQ(in_place, got) << what;
   }
 }
 
