@@ -81,10 +81,7 @@ int main(int argc, char** argv) {
   cudaStream_t stream;
   OK(cudaStreamCreate(&stream));
   Timer timer;
-  const double bandwidth = read_bandwidth(stream, timer);
-  cudaDeviceProp properties;
-  OK(cudaGetDeviceProperties(&properties, 0));
-  std::printf("%s, read bandwidth %.2f TB/s\n", properties.name, bandwidth);
+  const double bandwidth = print_device(stream, timer);
   const int max_batch = *std::max_element(batches.begin(), batches.end());
   const int64_t pages = (int64_t{kv_len} + page - 1) / page;
   const size_t elements = static_cast<size_t>(max_batch * pages * page) * kv_heads * dim;

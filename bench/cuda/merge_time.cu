@@ -24,10 +24,7 @@ int main() {
   cudaStream_t stream;
   OK(cudaStreamCreate(&stream));
   Timer timer;
-  const double bandwidth = read_bandwidth(stream, timer);
-  cudaDeviceProp properties;
-  OK(cudaGetDeviceProperties(&properties, 0));
-  std::printf("%s, read bandwidth %.2f TB/s\n", properties.name, bandwidth);
+  const double bandwidth = print_device(stream, timer);
   for (int head_dim : {64, 128, 256}) {
     const auto plan = rarefy::MergePlan::make({rarefy::DeviceKind::cuda, 0}, {head_dim});
     if (!plan) return std::fprintf(stderr, "%s\n", plan.status().to_string().c_str()), 1;

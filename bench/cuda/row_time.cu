@@ -92,21 +92,11 @@ void time_rows(const char* pool, uint32_t row_mask, int multiprocessors, int blo
   const int shared = warps * stages * kStageBytes;
   if (shared * blocks > 226 * 1024) return;
   OK(cudaFuncSetAttribute(fetch_rows<kWay>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  cudaEvent_t begin, end;
-  OK(cudaEventCreate(&begin));
-  OK(cudaEventCreate(&end));
+  Timer timer;
   const auto median_us = [&](int steps) {
-    std::vector<float> times;
-    for (int i = 0; i < 7; ++i) {
-      OK(cudaEventRecord(begin));
+    const std::vector<float> times = timer.run(nullptr, 7, [&] {
       fetch_rows<kWay><<<multiprocessors * blocks, warps * 32, shared>>>(pool, row_mask, steps, stages);
-      OK(cudaEventRecord(end));
-      OK(cudaEventSynchronize(end));
-      float ms = 0;
-      OK(cudaEventElapsedTime(&ms, begin, end));
-      times.push_back(ms * 1000.0f);
-    }
-    std::sort(times.begin(), times.end());
+    });
     return times[times.size() / 2];
   };
   const int steps = 4096 / blocks / warps;  // twice as many less as many: without the start and the end

@@ -81,4 +81,13 @@ double read_bandwidth(cudaStream_t stream, Timer& timer) {
   return bandwidth;
 }
 
+// Every program's first line; returns the bandwidth.
+double print_device(cudaStream_t stream, Timer& timer) {
+  const double bandwidth = read_bandwidth(stream, timer);
+  cudaDeviceProp properties;
+  OK(cudaGetDeviceProperties(&properties, 0));
+  std::printf("%s, read bandwidth %.2f TB/s\n", properties.name, bandwidth);
+  return bandwidth;
+}
+
 }  // namespace

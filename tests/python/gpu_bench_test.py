@@ -9,9 +9,10 @@ import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "bench/gpu"), str(ROOT / "python"), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT / "bench/gpu"), str(ROOT / "python"), str(ROOT / "tests/scripts")]
 import attention  # noqa: E402
 import tables  # noqa: E402
+from load_script import load  # noqa: E402
 from tables import Lists, Shape  # noqa: E402
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -197,7 +198,6 @@ class WithTorch(unittest.TestCase):
 
     def test_a_whole_run_writes_lines_that_the_tables_take(self):
         import os
-        import types
         import unittest.mock
         import arms
 
@@ -224,8 +224,7 @@ class WithTorch(unittest.TestCase):
             del sys.modules["flashinfer"]
             del os.environ["RAREFY_COMMIT"]
         self.assertEqual([line["bench"] for line in lines], ["sparse_decode"] * 3 + ["dense_decode"])
-        readme_tables = types.ModuleType("readme_tables")
-        exec((ROOT / "scripts/readme_tables").read_text(encoding="utf-8"), readme_tables.__dict__)
+        readme_tables = load("readme_tables")
         for line in lines:
             readme_tables.check_row("test", line)
             self.assertEqual((line["clock_sm_mhz"], line["table"]), (1, "dense" if line["bench"] == "dense_decode" else "sweep"))
