@@ -81,7 +81,7 @@ double read_bandwidth(cudaStream_t stream, Timer& timer) {
   return bandwidth;
 }
 
-// Every program's first line; returns the bandwidth.
+// The first line of decode_time and merge_time; returns the bandwidth.
 double print_device(cudaStream_t stream, Timer& timer) {
   const double bandwidth = read_bandwidth(stream, timer);
   cudaDeviceProp properties;
