@@ -91,8 +91,8 @@ TEST(CudaDecode, MatchesOracleForLongLists) {
   }
 }
 
-// The more lists, the fewer blocks each has: on 132 multiprocessors a block has a pair, then two, then each warp has a pair or several, then
-// blocks have half the warps. Ragged lists and dense ones among them.
+// The more lists, the fewer blocks each has: on 132 multiprocessors a block has a pair, then (batch 24) lists two blocks of eight warps, then each warp
+// has a pair or several, then blocks have half the warps. Ragged lists and dense ones among them.
 TEST(CudaDecode, MatchesOracleHoweverManyBlocksAListHas) {
   for (size_t batch : {5, 24, 50, 120, 140}) {
     for (int32_t head_dim : {64, 128, 256}) {
@@ -132,7 +132,7 @@ TEST(CudaDecode, MatchesOracleWhereBlocksAreDealtByLength) {
 
 // The same for the sanitizers, which take long.
 TEST(CudaDecode, MatchesOracleForManyShortLists) {
-  for (size_t batch : {50, 140}) {
+  for (size_t batch : {24, 50, 140}) {
     AttentionCase c = base();
     c.num_q_heads = 4;
     c.num_kv_heads = 2;
