@@ -271,7 +271,6 @@ std::vector<MeasuredArm> measure_attention_case(const AttentionBenchCase& descri
       const double start = now_us();
       check(kv.begin_append(1));
       check(kv.write(layer, new_row.data(), new_row.data()));
-      check(arm.step->update_index(kv, layer));
       SelectionStep selection_step;
       selection_step.layer = layer;
       selection_step.scale = 1.0f / std::sqrt(static_cast<float>(description.head_dim));

@@ -68,9 +68,12 @@ Status DecodeAttention::attend(int32_t layer, int32_t num_tokens, const float* q
                                float* out) {
   RAREFY_RETURN_IF_ERROR(sequence_->write(layer, k, v));
   RAREFY_RETURN_IF_ERROR(ensure_sparse());
-  if (layer_uses_index(layer)) RAREFY_RETURN_IF_ERROR(sparse_->update_index(*sequence_, layer));
-
   const PagedKvView kv = sequence_->view(layer);
+  const bool sees_all = kind(layer) == LayerKind::full_attention;
+  const bool selects = mode_ == Mode::decode && sees_all && !policy_.dense && !policy_.layer_is_dense(layer, kv.kv_lens[0]);
+  const bool was_ready = selects && sparse_->ready(*sequence_, layer);  // then the step encodes its token itself
+  if (layer_uses_index(layer) && !was_ready) RAREFY_RETURN_IF_ERROR(sparse_->update_index(*sequence_, layer));
+
   const float scale = engine_->model->config().attention_scale;
   if (mode_ == Mode::prefill) {
     PrefillArgs args;
@@ -91,10 +94,10 @@ Status DecodeAttention::attend(int32_t layer, int32_t num_tokens, const float* q
   args.q = q;
   args.kv = kv;
   args.out = out;
-  const bool sees_all = kind(layer) == LayerKind::full_attention;
   if (sees_all && query_observer) query_observer(layer, kv.kv_lens[0] - 1, q);
-  if (!sees_all || policy_.dense || policy_.layer_is_dense(layer, kv.kv_lens[0])) return run_dense(layer, args);
-  if (!sparse_->ready(*sequence_, layer)) return run_dense(layer, args);  // too few tokens to train its selector
+  if (!selects) return run_dense(layer, args);
+  if (!was_ready && !sparse_->ready(*sequence_, layer))
+    return run_dense(layer, args);  // too few tokens to train its selector
   return run_sparse(layer, args.scale, q, out);
 }
 

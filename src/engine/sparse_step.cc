@@ -82,7 +82,7 @@ class SparseStep::Impl {
   Selection& selection() { return selection_; }
   const IndexSetView& lists() const { return args_.index; }
 
-  Status run(const KvSequence& sequence, const SelectionStep& where, float* out, SparseStepResult& result);
+  Status run(KvSequence& sequence, const SelectionStep& where, float* out, SparseStepResult& result);
   Status run_lists(const KvSequence& sequence, const SelectionStep& where, const IndexSetView& lists, float* out,
                    SparseStepResult& result);
   Status audit(const float* out, SparseStepAudit& audit);
@@ -107,7 +107,7 @@ class SparseStep::Impl {
   int32_t after_bound(int32_t list, const float* out, SparseStepResult& result);  // out: [num_q_heads, head_dim] f32
   int32_t after_sample(int32_t list, const float* out) const;                     // out: [num_q_heads, head_dim] f32
   // Makes the lists with a number in tokens_ anew, attends to them, and puts what comes out in its place.
-  Status retry(const KvSequence& sequence, SelectionStep where, float* out, SparseStepResult& result);
+  Status retry(KvSequence& sequence, SelectionStep where, float* out, SparseStepResult& result);
 
   std::shared_ptr<const SparseStepPlan> plan_;
   Selection selection_;
@@ -154,7 +154,7 @@ Status SparseStep::Impl::attend_list(int32_t list, int32_t thread) {
   return attend(plan_->one_list, args, list_workspaces_[static_cast<size_t>(thread)]);
 }
 
-Status SparseStep::Impl::run(const KvSequence& sequence, const SelectionStep& where, float* out, SparseStepResult& result) {
+Status SparseStep::Impl::run(KvSequence& sequence, const SelectionStep& where, float* out, SparseStepResult& result) {
   const Policy& policy = plan_->policy;
   SelectionCost cost;
   if (num_threads() <= num_lists()) {  // every thread makes lists of its own, and attends to each at once
@@ -285,7 +285,7 @@ int32_t SparseStep::Impl::after_sample(int32_t list, const float* out) const {
   return tokens <= max_tokens_ ? static_cast<int32_t>(tokens) : kAllTokens;
 }
 
-Status SparseStep::Impl::retry(const KvSequence& sequence, SelectionStep where, float* out, SparseStepResult& result) {
+Status SparseStep::Impl::retry(KvSequence& sequence, SelectionStep where, float* out, SparseStepResult& result) {
   where.list_tokens = tokens_.data();
   SelectionCost cost;
   const bool any_list = std::any_of(tokens_.begin(), tokens_.end(), [](int32_t tokens) { return tokens > 0; });
@@ -423,7 +423,7 @@ bool SparseStep::ready(const KvSequence& sequence, int32_t layer) const {
   return impl_->selection().ready(sequence, layer);
 }
 
-Status SparseStep::run(const KvSequence& sequence, const SelectionStep& where, float* out, SparseStepResult& result) {
+Status SparseStep::run(KvSequence& sequence, const SelectionStep& where, float* out, SparseStepResult& result) {
   return impl_->run(sequence, where, out, result);
 }
 

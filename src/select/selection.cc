@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -27,7 +28,7 @@ class Selection::Impl {
 
   Status update_index(KvSequence& sequence, int32_t layer);
   bool ready(const KvSequence& sequence, int32_t layer) const;
-  Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
+  Status select(KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
                 const ListReady& list_ready);
   void bound_outside(int32_t kv_head, IndexSet& set, const float* lse, OutsideBound* outside) const {
     lists_[static_cast<size_t>(kv_head)].bound_outside(set.token_ids(0, kv_head), set.count(0, kv_head), lse, outside);
@@ -43,6 +44,15 @@ class Selection::Impl {
   // Tokens [first, end) of one page and KV head.
   void encode_page(const KvSequence& sequence, const PagedKvView& view, int32_t layer, int32_t kv_head, int32_t page,
                    int32_t first, int32_t end) const;
+  // Tokens [first, end) of the last page that its index does not hold yet, to be encoded while the lock is held.
+  struct Missing {
+    std::unique_lock<std::mutex> lock;
+    PagedKvView view;
+    int32_t page = 0, first = 0, end = 0;
+
+    bool any() const { return first < end; }
+  };
+  Missing missing_tokens(const KvSequence& sequence, int32_t layer) const;
   // How many ranges each list is scanned in, by as many threads.
   int32_t num_ranges(int32_t num_blocks) const;
 
@@ -153,12 +163,27 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
 }
 
 bool Selection::Impl::ready(const KvSequence& sequence, int32_t layer) const {
-  if (index_ < 0) return true;
   const int32_t num_tokens = sequence.length() + sequence.pending();
+  if (index_ < 0) return true;
   if (num_tokens == 0 || layer < 0 || layer >= shape_.num_layers) return false;
+  if (selector_->trained_bytes() > 0 && !sequence.cache().is_trained(index_, layer)) return false;
   // Complete pages form a prefix (update_index).
   const int32_t page_size = sequence.cache().config().page_size, last_page = (num_tokens - 1) / page_size;
-  return sequence.encoded_tokens(index_, layer, last_page) >= num_tokens - last_page * page_size;
+  return last_page == 0 || sequence.encoded_tokens(index_, layer, last_page - 1) == page_size;
+}
+
+Selection::Impl::Missing Selection::Impl::missing_tokens(const KvSequence& sequence, int32_t layer) const {
+  Missing missing;
+  if (index_ < 0) return missing;
+  missing.view = sequence.view(layer);
+  const int32_t num_tokens = missing.view.kv_lens[0], page_size = missing.view.page_size;
+  missing.page = (num_tokens - 1) / page_size;
+  missing.end = num_tokens - missing.page * page_size;
+  missing.first = sequence.encoded_tokens(index_, layer, missing.page);
+  if (!missing.any()) return missing;
+  missing.lock = sequence.lock_index(missing.page);
+  missing.first = sequence.encoded_tokens(index_, layer, missing.page);  // another sequence may have done it
+  return missing;
 }
 
 int32_t Selection::Impl::num_ranges(int32_t num_blocks) const {
@@ -166,7 +191,7 @@ int32_t Selection::Impl::num_ranges(int32_t num_blocks) const {
   return std::min(wanted, std::max(1, num_blocks * selector_->block_tokens() / kMinPartTokens));
 }
 
-Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
+Status Selection::Impl::select(KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
                                const ListReady& list_ready) {
   if (step.q == nullptr || step.layer < 0 || step.layer >= shape_.num_layers) {
     return Status::invalid_argument("selection: expected queries and a layer below " + std::to_string(shape_.num_layers) +
@@ -217,7 +242,19 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
       scratch.parts[static_cast<size_t>(i)].end_block = static_cast<int32_t>(int64_t{num_blocks} * (i + 1) / num_parts);
     }
   }
+  const Missing missing = missing_tokens(sequence, step.layer);
+  const auto encode_missing = [&](int32_t kv_head) {
+    if (missing.any()) {
+      encode_page(sequence, missing.view, step.layer, kv_head, missing.page, missing.first, missing.end);
+    }
+  };
+  if (num_todo < shape_.num_kv_heads) {
+    for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+      if (step.list_tokens[kv_head] <= 0) encode_missing(kv_head);
+    }
+  }
   const auto set_problem = [&](int32_t kv_head, ListScratch& scratch) {
+    encode_missing(kv_head);
     ListBuilder::Problem problem;
     problem.selector = selector_.get();
     problem.group = shape_.group;
@@ -272,6 +309,9 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
     }
   }
 
+  RAREFY_RETURN_IF_ERROR(selector_->failure());  // and nothing counts as encoded
+  if (missing.any()) sequence.set_encoded_tokens(index_, step.layer, missing.page, missing.end);
+
   cost = {};
   double bytes = 0.0;
   for (const int32_t kv_head : todo) {
@@ -280,7 +320,7 @@ Status Selection::Impl::select(const KvSequence& sequence, const SelectionStep& 
     bytes += selector_->bytes_per_token() * num_blocks * block_tokens * lists_[kv_head].passes();
   }
   cost.index_bytes = static_cast<int64_t>(bytes);
-  return selector_->failure();
+  return {};
 }
 
 Selection::Selection(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -320,7 +360,7 @@ Status Selection::update_index(KvSequence& sequence, int32_t layer) { return imp
 
 bool Selection::ready(const KvSequence& sequence, int32_t layer) const { return impl_->ready(sequence, layer); }
 
-Status Selection::select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
+Status Selection::select(KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
                          const ListReady& list_ready) {
   return impl_->select(sequence, step, set, cost, list_ready);
 }

@@ -103,8 +103,8 @@ struct Lists {
   bool operator==(const Lists&) const = default;
 };
 
-Lists select(Selection& selection, const KvSequence& sequence, const Fixture& fixture, const std::vector<float>& q,
-             int32_t layer, int64_t position, SelectionCost* cost_out = nullptr) {
+Lists select(Selection& selection, KvSequence& sequence, const Fixture& fixture, const std::vector<float>& q, int32_t layer,
+             int64_t position, SelectionCost* cost_out = nullptr) {
   IndexSet set;
   set.resize(1, fixture.shape.num_kv_heads, 4096);
   SelectionStep step;
@@ -165,15 +165,14 @@ TEST(SelectionLists, MatchTheReferenceForEverySelectorAndRule) {
   constexpr int32_t kTokens = 7003;
   const Fixture fixture(2 * kTokens + 64);
   const Tokens tokens(kTokens, 2, 64, kSeed);
-  const auto [sequence, other] = interleaved(fixture, tokens, kTokens);
+  auto [sequence, other] = interleaved(fixture, tokens, kTokens);
   const auto q = fixture.queries(2.5f, kSeed + 1);
   for (const std::string& name : kSelectors) {
     for (Spend spend_rule : {Spend::priority, Spend::top_k, Spend::half, Spend::uniform, Spend::gumbel}) {
       SCOPED_TRACE(name + " " + std::string(to_string(spend_rule)));
       const Policy policy = policy_of(name, spend_rule, 200);
       Selection selection = fixture.selection(policy);
-      auto& mutable_sequence = const_cast<KvSequence&>(sequence);
-      ASSERT_TRUE(selection.update_index(mutable_sequence, 1).ok());
+      ASSERT_TRUE(selection.update_index(sequence, 1).ok());
       SelectionCost cost;
       const Lists lists = select(selection, sequence, fixture, q, 1, kTokens - 1, &cost);
       const TokenBudget budget = split_budget(policy, 1, kTokens);
@@ -307,13 +306,16 @@ TEST(SparseStepBits, DoNotDependOnThreads) {
   }
 }
 
+// Every token is encoded as soon as it is there, or those of the last page by the next list.
 TEST(SelectionIndex, AppendForkAndTruncateEqualRebuilding) {
   constexpr int32_t kTokens = 700;
   const Fixture fixture(8192);
   const Tokens tokens(kTokens, 2, 64, kSeed + 4), others(kTokens, 2, 64, kSeed + 5);
   const auto q = fixture.queries(2.5f, kSeed + 6);
-  for (const std::string& name : kSelectors) {
-    SCOPED_TRACE(name);
+  for (size_t i = 0; i < 2 * kSelectors.size(); ++i) {
+    const std::string name = kSelectors[i / 2];
+    const bool lazy = i % 2 == 1;
+    SCOPED_TRACE(name + (lazy ? ", lazy" : ""));
     const Policy policy = policy_of(name, Spend::priority, 60);
     Selection selection = fixture.selection(policy);
     const auto rebuilt = [&](const Tokens& tail, int32_t shared, int32_t length) {
@@ -329,11 +331,16 @@ TEST(SelectionIndex, AppendForkAndTruncateEqualRebuilding) {
       while (sequence.length() < end) {
         const int32_t next = std::min(end, sequence.length() + step);
         fixture.append(sequence, source, sequence.length(), next);
-        ASSERT_TRUE(selection.update_index(sequence, 1).ok());
+        if (!lazy || !selection.ready(sequence, 1)) {
+          ASSERT_TRUE(selection.update_index(sequence, 1).ok());
+        }
+        EXPECT_TRUE(selection.ready(sequence, 1));
       }
     };
     KvSequence parent = fixture.cache->new_sequence();
     extend(parent, tokens, 603, 1);
+    KvSequence twin = parent.fork();  // whichever selects first encodes for both
+    EXPECT_EQ(select(selection, twin, fixture, q, 1, 602), rebuilt(tokens, 603, 603));
     const Lists before = select(selection, parent, fixture, q, 1, 602);
     EXPECT_EQ(before, rebuilt(tokens, 603, 603));
 
@@ -346,10 +353,21 @@ TEST(SelectionIndex, AppendForkAndTruncateEqualRebuilding) {
     EXPECT_EQ(select(selection, parent, fixture, q, 1, 639), rebuilt(tokens, 640, 640));
     EXPECT_EQ(select(selection, child, fixture, q, 1, 649), rebuilt(others, 603, 650)) << "the parent changed its fork";
 
+    // A list for one head leaves no token of the others behind.
+    extend(parent, tokens, 641, 1);
+    IndexSet one;
+    one.resize(1, 2, 4096);
+    const int32_t only_second[] = {0, 60};
+    SelectionStep step;
+    step.layer = 1, step.scale = fixture.scale(), step.q = q.data(), step.list_tokens = only_second;
+    SelectionCost cost;
+    ASSERT_TRUE(selection.select(parent, step, one, cost).ok());
+    EXPECT_EQ(select(selection, parent, fixture, q, 1, 640), rebuilt(tokens, 641, 641));
+
     ASSERT_TRUE(child.truncate(597).ok());
     extend(child, others, 620, 2);
     EXPECT_EQ(select(selection, child, fixture, q, 1, 619), rebuilt(others, 597, 620));
-    EXPECT_EQ(select(selection, parent, fixture, q, 1, 639), rebuilt(tokens, 640, 640));
+    EXPECT_EQ(select(selection, parent, fixture, q, 1, 640), rebuilt(tokens, 641, 641));
   }
 }
 
@@ -402,11 +420,10 @@ TEST(SelectionLists, OneLargeHeadDoesNotTakeTheWholeBudget) {
 }
 
 // Root mean square error of the attention output, averaged over heads, against exact attention.
-double output_error(const Fixture& fixture, const KvSequence& sequence, const Tokens& tokens, const std::string& name,
+double output_error(const Fixture& fixture, KvSequence& sequence, const Tokens& tokens, const std::string& name,
                     Spend spend_rule, const std::vector<float>& q, int32_t num_draws) {
   Selection selection = fixture.selection(policy_of(name, spend_rule, 0.02));
-  auto& mutable_sequence = const_cast<KvSequence&>(sequence);
-  EXPECT_TRUE(selection.update_index(mutable_sequence, 0).ok());
+  EXPECT_TRUE(selection.update_index(sequence, 0).ok());
   const int32_t kv_len = sequence.length(), heads = fixture.shape.num_kv_heads, group = fixture.shape.group;
   std::vector<std::vector<double>> mass;  // [query head][token]; normalised
   std::vector<std::vector<double>> exact_out;

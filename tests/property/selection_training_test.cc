@@ -65,7 +65,7 @@ class SelectionTraining : public testing::Test {
     sequence.commit();
   }
   // Ids and weights of all lists of a layer.
-  std::vector<float> select(const KvSequence& sequence, Selection& selection, int32_t layer) const {
+  std::vector<float> select(KvSequence& sequence, Selection& selection, int32_t layer) const {
     IndexSet set;
     set.resize(1, kKvHeads, 100);
     SelectionStep step;

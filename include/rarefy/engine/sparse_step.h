@@ -4,7 +4,7 @@
 //
 //   auto plan = SparseStepPlan::make(policy, shape, problem, max_kv_len);      // once per policy; shared between sequences
 //   auto step = SparseStep::make(*plan, *cache);                               // once per thread
-//   step->update_index(sequence, layer);
+//   if (!step->ready(sequence, layer)) step->update_index(sequence, layer);    // many new tokens, as of a prompt
 //   if (step->ready(sequence, layer)) { step->run(sequence, where, out, result); step->audit(out, audit); }
 //
 // A SparseStep owns scratch memory and belongs to one thread at a time. Nothing is kept between calls but what audit() needs.
@@ -58,11 +58,12 @@ class SparseStep {
 
   const SparseStepPlan& plan() const;
   Status update_index(KvSequence& sequence, int32_t layer);
-  // Whether run() may be called; otherwise attend densely.
+  // Whether run() may be called: the index lacks tokens of the last page at most. Otherwise update_index() comes first; where that does not help, attend
+  // densely.
   bool ready(const KvSequence& sequence, int32_t layer) const;
 
-  // Pre: ready(), and the policy does not want the layer dense.
-  Status run(const KvSequence& sequence, const SelectionStep& where,
+  // Pre: ready(), and the policy does not want the layer dense. Encodes what the index lacks of the last page.
+  Status run(KvSequence& sequence, const SelectionStep& where,
              float* out,  // [num_q_heads, head_dim] f32
              SparseStepResult& result);
   // Attends to lists that somebody else made: the certificate, but no judgement by it. No index is read.

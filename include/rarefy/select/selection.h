@@ -58,14 +58,15 @@ class Selection {
   // Encodes the tokens of a layer that its index does not hold yet; the pending tokens of an append included. A selector that
   // trains does so first; with too few tokens for that the layer stays without index.
   Status update_index(KvSequence& sequence, int32_t layer);
-  // Whether the index of the layer covers the sequence: select() may be called. Otherwise attend densely.
+  // Whether select() may be called: the index of the layer covers the sequence, but for tokens of its last page at most. Otherwise call update_index();
+  // where that does not help, attend densely.
   bool ready(const KvSequence& sequence, int32_t layer) const;
   // What may be done with the list of a KV head as soon as it is made, on the thread that made it while other threads make others;
   // `thread` is below num_threads().
   using ListReady = std::function<void(int32_t kv_head, int32_t thread)>;
-  // Fills row 0 of `set`, one list per KV head. Pre: ready(), the layer is not dense. `list_ready` (may be empty) is called for each
-  // list that is made.
-  Status select(const KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
+  // Fills row 0 of `set`, one list per KV head. Pre: ready(), the layer is not dense. Encodes what the index lacks of the last page, each list's tokens on
+  // the thread that makes it. `list_ready` (may be empty) is called for each list that is made.
+  Status select(KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
                 const ListReady& list_ready = {});
 
   // Bounds what list `kv_head` of the last select() leaves out, by the bounds of the selector. Pre: selector().has_bounds();
