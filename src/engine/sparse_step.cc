@@ -306,7 +306,7 @@ Status SparseStep::Impl::retry(KvSequence& sequence, SelectionStep where, float*
   }
   DecodeArgs args = args_;
   args.index.counts = counts_.data();
-  scratch_out_.resize(static_cast<size_t>(num_q_heads() * head_dim));
+  scratch_out_.resize(static_cast<size_t>(num_q_heads()) * static_cast<size_t>(head_dim));
   for (std::vector<float>* values : {&retry_lse_, &retry_std_, &retry_out_std_}) {
     values->resize(static_cast<size_t>(num_q_heads()));
   }

@@ -18,7 +18,7 @@ namespace rarefy {
 namespace {
 
 constexpr uint32_t kSeed = 4711;
-const std::vector<std::string> kSelectors = {"oracle", "quest16", "quest16:int8", "sign", "sign64", "q2"};
+constexpr const char* kSelectors[] = {"oracle", "quest16", "quest16:int8", "sign", "sign64", "q2"};
 
 // Keys and values with the habits of real ones: a common part, topics that last 64 tokens, and something of every token's own.
 struct Tokens {
@@ -167,7 +167,7 @@ TEST(SelectionLists, MatchTheReferenceForEverySelectorAndRule) {
   const Tokens tokens(kTokens, 2, 64, kSeed);
   auto [sequence, other] = interleaved(fixture, tokens, kTokens);
   const auto q = fixture.queries(2.5f, kSeed + 1);
-  for (const std::string& name : kSelectors) {
+  for (const std::string name : kSelectors) {
     for (Spend spend_rule : {Spend::priority, Spend::top_k, Spend::half, Spend::uniform, Spend::gumbel}) {
       SCOPED_TRACE(name + " " + std::string(to_string(spend_rule)));
       const Policy policy = policy_of(name, spend_rule, 200);
@@ -195,6 +195,7 @@ TEST(SelectionLists, MatchTheReferenceForEverySelectorAndRule) {
         std::vector<float> raw(static_cast<size_t>(4 * stride));
         selector.score(state.data(), source.blocks(0, 1, source.num_blocks(), 0, pointers), raw.data(), stride);
         std::vector<std::vector<double>> scores;
+        scores.reserve(4);
         for (int32_t query = 0; query < 4; ++query) {
           scores.emplace_back(raw.begin() + query * stride, raw.begin() + query * stride + kTokens);
         }
@@ -250,7 +251,7 @@ TEST(SelectionLists, DoNotDependOnThreadsOrOnWhatElseIsCached) {
   KvSequence alone = alone_fixture.cache->new_sequence();
   alone_fixture.append(alone, tokens, 0, kTokens);
   const auto q = fixture.queries(2.5f, kSeed + 3);
-  for (const std::string& name : kSelectors) {
+  for (const std::string name : kSelectors) {
     const Policy policy = policy_of(name, Spend::half, 0.02);
     Selection selection = fixture.selection(policy), alone_selection = alone_fixture.selection(policy);
     set_num_threads(1);
@@ -312,7 +313,7 @@ TEST(SelectionIndex, AppendForkAndTruncateEqualRebuilding) {
   const Fixture fixture(8192);
   const Tokens tokens(kTokens, 2, 64, kSeed + 4), others(kTokens, 2, 64, kSeed + 5);
   const auto q = fixture.queries(2.5f, kSeed + 6);
-  for (size_t i = 0; i < 2 * kSelectors.size(); ++i) {
+  for (size_t i = 0; i < 2 * std::size(kSelectors); ++i) {
     const std::string name = kSelectors[i / 2];
     const bool lazy = i % 2 == 1;
     SCOPED_TRACE(name + (lazy ? ", lazy" : ""));
@@ -389,6 +390,7 @@ TEST(SelectionLists, ASpikeOutsideTheSampleIsSeen) {
   EXPECT_GE(cost.index_bytes, 2 * int64_t{kTokens} * 128) << "the second pass is counted";
   // The other head keeps its share: its best 10 tokens are there.
   std::vector<std::pair<double, int32_t>> ranked;
+  ranked.reserve(kTokens);
   const auto exact = ref::exact_scores(q.data() + 64, tokens.keys.data(), kTokens, 64);
   for (int32_t token = 0; token < kTokens; ++token) ranked.emplace_back(-exact.value[token], token);
   std::sort(ranked.begin(), ranked.end());
@@ -479,7 +481,7 @@ TEST(SelectionQuality, PriorityBeatsAUniformTailWithEverySelector) {
   KvSequence sequence = fixture.cache->new_sequence();
   fixture.append(sequence, tokens, 0, kTokens);
   const auto q = fixture.queries(2.0f, kSeed + 12);
-  for (const std::string& name : kSelectors) {
+  for (const std::string name : kSelectors) {
     const double priority = output_error(fixture, sequence, tokens, name, Spend::priority, q, kDraws);
     const double uniform = output_error(fixture, sequence, tokens, name, Spend::uniform, q, kDraws);
     const double top_k = output_error(fixture, sequence, tokens, name, Spend::top_k, q, 1);

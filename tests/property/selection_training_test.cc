@@ -171,6 +171,7 @@ TEST_F(SelectionTraining, ThreadsTrainOnce) {
   constexpr int kThreads = 4;
   std::vector<std::vector<float>> results(kThreads);
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int thread = 0; thread < kThreads; ++thread) {
     threads.emplace_back([&, thread] {
       Selection selection = make("pq16x4", *cache);
