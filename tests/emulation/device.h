@@ -54,7 +54,7 @@ std::array<T, 32> lanes_of(const T& own) {
 
 // The device that the runtime describes; small, so that a test needs few lists to fill it.
 struct Model {
-  int multiprocessors = 4, shared_bytes = 228 << 10, max_cluster = 16;
+  int compute_capability = 90, multiprocessors = 4, shared_bytes = 228 << 10, max_cluster = 16;
 };
 Model& model();
 

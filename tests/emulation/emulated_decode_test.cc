@@ -102,6 +102,20 @@ TEST_F(EmulatedDecode, BitsDependNeitherOnTheDeviceNorOnClusters) {
   }
 }
 
+// sm_89: no clusters, and less shared memory than a block of eight warps would need. Many enough lists for four blocks each.
+TEST_F(EmulatedDecode, BlocksFitADeviceOfLittleSharedMemory) {
+  emulation::model() = {.compute_capability = 89, .multiprocessors = 12, .shared_bytes = 100 << 10};
+  AttentionCase c = base();
+  c.num_q_heads = 12;
+  c.num_kv_heads = 6;
+  c.kv_lens = {300};
+  c.all_tokens = true;
+  c.seed = 35;
+  emulation::take_cluster_launches();
+  check_device_decode(kSparse, c);
+  EXPECT_EQ(emulation::take_cluster_launches(), 0);
+}
+
 TEST_F(EmulatedDecode, ADenseListAmongSparseOnesHasMoreBlocks) {
   AttentionCase c = base();
   c.num_q_heads = c.num_kv_heads = 6;

@@ -60,7 +60,8 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
   std::strcpy(properties->name, "emulated");
-  properties->major = 9;
+  properties->major = rarefy::emulation::model().compute_capability / 10;
+  properties->minor = rarefy::emulation::model().compute_capability % 10;
   properties->multiProcessorCount = rarefy::emulation::model().multiprocessors;
   properties->sharedMemPerMultiprocessor = static_cast<size_t>(rarefy::emulation::model().shared_bytes);
   return cudaSuccess;

@@ -123,24 +123,25 @@ TEST(CudaBlocks, AreAsManyAsTheDeviceHolds) {
 
 // The rule by which a kernel deals blocks says what the warps then have.
 TEST(CudaDeal, BlocksAreTheFewestForTheShare) {
-  constexpr int32_t kWarps = cuda::kBlockWarps;
-  for (int32_t num_lists : {8, 32}) {
+  for (const auto& [num_lists, block_warps] :
+       {std::pair{8, cuda::kBlockWarps}, {32, cuda::kBlockWarps}, {8, cuda::kMaxBlockWarps}}) {
+    const int32_t warps = block_warps;  // for lambdas
     for (int32_t n = 0; n <= 140000; n += n < 3000 ? 7 : 997) {
       const Cut cut(n, num_lists);
       ASSERT_EQ(cut.steps, cut.first_step(cuda::kPairLeaves * cut.pairs())) << n;
       const auto longest_share = [&](int32_t blocks) {
-        const Shares shares(cut.pairs(), {blocks, kWarps});
+        const Shares shares(cut.pairs(), {blocks, warps});
         int32_t most = 0;
         for (int32_t block = 0; block < shares.blocks; ++block) {
-          for (int32_t warp = 0; warp < kWarps; ++warp) {
-            most = std::max(most, cut.first_step(shares.first_leaf(cut.pairs(), kWarps, block, warp + 1)) -
-                                      cut.first_step(shares.first_leaf(cut.pairs(), kWarps, block, warp)));
+          for (int32_t warp = 0; warp < warps; ++warp) {
+            most = std::max(most, cut.first_step(shares.first_leaf(cut.pairs(), warps, block, warp + 1)) -
+                                      cut.first_step(shares.first_leaf(cut.pairs(), warps, block, warp)));
           }
         }
         return most;
       };
       for (int32_t steps = 1; steps <= 2 * cut.steps; steps = steps * 5 / 4 + 1) {
-        const int32_t blocks = cuda::blocks_within(cut, steps, kWarps),
+        const int32_t blocks = cuda::blocks_within(cut, steps, warps),
                       leaf_steps = ((cut.steps - 1) >> cut.leaves_log2) + 1;
         const std::string what =
             std::to_string(n) + " tokens within " + std::to_string(steps) + ": " + std::to_string(blocks);

@@ -166,7 +166,7 @@ class CudaDecode final : public DecodeKernel {
     const int32_t multiprocessors = facts_.num_multiprocessors;
     if (p.full.pairs() == launch.blocks.per_list)
       launch.blocks = without_idle_warps(launch.blocks, lists, room, multiprocessors);
-    launch.blocks = joined(launch.blocks, lists, room, multiprocessors);
+    if (overlap_) launch.blocks = joined(launch.blocks, lists, room, multiprocessors);  // where there are clusters
     p.full_shares = Shares(p.full.pairs(), launch.blocks);
     const bool cluster = overlap_ && forms_cluster(launch.blocks, lists, room, multiprocessors);
     launch.parts_in_shared = p.full.pairs() > 1 && (p.full_shares.blocks == 1 || cluster);

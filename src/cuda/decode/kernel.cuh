@@ -30,7 +30,7 @@ __global__ __launch_bounds__(T::kMaxThreads, T::kMinBlocks) void decode_kernel(c
   QueryPieces<T> pieces;
 #pragma unroll 1
   for (bool waited = false;; waited = true) {
-    const int num_warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int num_warps = block_warps(), warp = static_cast<int>(threadIdx.x) / 32;
     Dealt dealt{own_list, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)};
     work.extent = extent;
     if (waited || p.reads_early) {

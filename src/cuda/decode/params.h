@@ -127,7 +127,8 @@ struct Shares {
     return block * most + (warp < most ? warp : most);
   }
 };
-// Twice the rounding of 1 / warps must not matter: that share of all pairs times warps, of at most kMaxPairs / 2 blocks.
+// Twice the rounding of 1 / warps must not matter: that share of all pairs times warps, of at most kMaxPairs / 2 blocks of
+// four warps or half as many of eight.
 static_assert(int64_t{4} * kMaxPairs * (kMaxPairs / 2 * kBlockWarps) * (kMaxPairs / 2 * kBlockWarps) <
               int64_t{1} << Shares::kUnitLog2);
 
@@ -169,7 +170,8 @@ constexpr Blocks without_idle_warps(Blocks blocks, int64_t num_lists, int32_t ro
 }
 
 // Four blocks of a list that form no cluster are two of twice the warps, each alone on a multiprocessor, which do (batch 8, 500x to 5x: 7.25 instead of
-// 7.49 us, 15.2 and 15.7, 26.1 and 26.8, 205.6 and 207.6). Not where a multiprocessor has more than two blocks: registers would spill.
+// 7.49 us, 15.2 and 15.7, 26.1 and 26.8, 205.6 and 207.6). Not where a multiprocessor has more than two blocks: registers would spill; and where
+// there are no clusters, nothing is won, and sm_89 has no room for a block's 128 KB of rows.
 constexpr Blocks joined(Blocks blocks, int64_t num_lists, int32_t room, int32_t multiprocessors) {
   const bool joins = blocks.per_list == 4 && blocks.warps == kBlockWarps && room == 2 * multiprocessors &&
                      !forms_cluster(blocks, num_lists, room, multiprocessors);

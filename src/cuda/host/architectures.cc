@@ -9,12 +9,12 @@
 namespace rarefy::cuda {
 namespace {
 
-constexpr std::string_view kCompiled = RAREFY_CUDA_ARCHITECTURES;  // "80;89;90a"
+constexpr std::string_view kCompiled = RAREFY_CUDA_ARCHITECTURES;  // "80,89,90a"
 
 bool is_compiled(int32_t capability) {
   const std::string wanted = std::to_string(capability);
   for (size_t begin = 0; begin <= kCompiled.size();) {
-    const size_t end = std::min(kCompiled.find(';', begin), kCompiled.size());
+    const size_t end = std::min(kCompiled.find(',', begin), kCompiled.size());
     std::string_view entry = kCompiled.substr(begin, end - begin);
     entry = entry.substr(0, entry.find_first_not_of("0123456789"));  // 90a, 90-real
     if (entry == wanted) return true;
