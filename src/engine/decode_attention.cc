@@ -71,8 +71,10 @@ Status DecodeAttention::attend(int32_t layer, int32_t num_tokens, const float* q
   const PagedKvView kv = sequence_->view(layer);
   const bool sees_all = kind(layer) == LayerKind::full_attention;
   const bool selects = mode_ == Mode::decode && sees_all && !policy_.dense && !policy_.layer_is_dense(layer, kv.kv_lens[0]);
-  const bool was_ready = selects && sparse_->ready(*sequence_, layer);  // then the step encodes its token itself
-  if (layer_uses_index(layer) && !was_ready) RAREFY_RETURN_IF_ERROR(sparse_->update_index(*sequence_, layer));
+  // A step that selects encodes its token itself.
+  if (layer_uses_index(layer) && !(selects && sparse_->ready(*sequence_, layer))) {
+    RAREFY_RETURN_IF_ERROR(sparse_->update_index(*sequence_, layer));
+  }
 
   const float scale = engine_->model->config().attention_scale;
   if (mode_ == Mode::prefill) {
@@ -96,8 +98,7 @@ Status DecodeAttention::attend(int32_t layer, int32_t num_tokens, const float* q
   args.out = out;
   if (sees_all && query_observer) query_observer(layer, kv.kv_lens[0] - 1, q);
   if (!selects) return run_dense(layer, args);
-  if (!was_ready && !sparse_->ready(*sequence_, layer))
-    return run_dense(layer, args);  // too few tokens to train its selector
+  if (!sparse_->ready(*sequence_, layer)) return run_dense(layer, args);  // too few tokens to train its selector
   return run_sparse(layer, args.scale, q, out);
 }
 

@@ -309,7 +309,7 @@ Status Replayer::run_arm(Source& source, ReplayArm& arm, int32_t step, std::size
   if (source.stored != nullptr) {
     RAREFY_RETURN_IF_ERROR(run_stored(source, layer, step, lists));
   } else if (source.sparse) {
-    if (!source.sparse->ready(*sequence_, layer)) RAREFY_RETURN_IF_ERROR(source.sparse->update_index(*sequence_, layer));
+    RAREFY_RETURN_IF_ERROR(source.sparse->update_index(*sequence_, layer));
     if (source.policy.layer_is_dense(layer, kv_len) || !source.sparse->ready(*sequence_, layer)) {
       RAREFY_RETURN_IF_ERROR(run_dense(layer));
     } else {

@@ -163,8 +163,8 @@ Status Selection::Impl::update_index(KvSequence& sequence, int32_t layer) {
 }
 
 bool Selection::Impl::ready(const KvSequence& sequence, int32_t layer) const {
-  const int32_t num_tokens = sequence.length() + sequence.pending();
   if (index_ < 0) return true;
+  const int32_t num_tokens = sequence.length() + sequence.pending();
   if (num_tokens == 0 || layer < 0 || layer >= shape_.num_layers) return false;
   if (selector_->trained_bytes() > 0 && !sequence.cache().is_trained(index_, layer)) return false;
   // Complete pages form a prefix (update_index).
