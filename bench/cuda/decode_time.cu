@@ -142,42 +142,36 @@ int main(int argc, char** argv) {
       problem.scope = query_scope ? rarefy::ListScope::query_head : rarefy::ListScope::kv_head;
       const auto plan = rarefy::DecodePlan::make(dense ? rarefy::DecodeOp::dense : rarefy::DecodeOp::sparse,
                                                  {rarefy::DeviceKind::cuda, 0}, problem);
-      if (!plan) return std::fprintf(stderr, "%s\n", plan.status().to_string().c_str()), 1;
+      check(plan.status());
       void* workspace = nullptr;
       OK(cudaMalloc(&workspace, plan->workspace_bytes()));
-      if (!plan->prepare_workspace(workspace, plan->workspace_bytes()).ok()) return 1;
+      check(plan->prepare_workspace(workspace, plan->workspace_bytes()));
       OK(cudaDeviceSynchronize());
-      cudaGraph_t graph;
-      cudaGraphExec_t replay;
-      // More launches than layers where the cache is large: their rows are far apart in time.
-      OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-      for (int layer = 0; layer < layers; ++layer) {
-        rarefy::DecodeArgs args;
-        args.batch = batch, args.scale = 0.0883f, args.q = q, args.out = out, args.lse = lse;
-        args.kv = {keys[layer],
-                   values[layer],
-                   rarefy::DType::bf16,
-                   int64_t{page} * kv_heads * dim,
-                   int64_t{kv_heads} * dim,
-                   dim,
-                   static_cast<int32_t>(max_batch * pages),
-                   page,
-                   kv_heads,
-                   dim,
-                   page_table,
-                   static_cast<int32_t>(pages),
-                   kv_lens};
-        if (!dense) {
-          args.index = {ids[layer], counts, weights ? log_weights[layer] : nullptr, lists, selected};
-          if (cert) args.rel_std = lse + size_t(batch) * heads, args.out_rel_std = lse + size_t(2 * batch) * heads;
+      const std::vector<float> times = graph_times(stream, timer, [&] {
+        for (int layer = 0; layer < layers; ++layer) {
+          rarefy::DecodeArgs args;
+          args.batch = batch, args.scale = 0.0883f, args.q = q, args.out = out, args.lse = lse;
+          args.kv = {keys[layer],
+                     values[layer],
+                     rarefy::DType::bf16,
+                     int64_t{page} * kv_heads * dim,
+                     int64_t{kv_heads} * dim,
+                     dim,
+                     static_cast<int32_t>(max_batch * pages),
+                     page,
+                     kv_heads,
+                     dim,
+                     page_table,
+                     static_cast<int32_t>(pages),
+                     kv_lens};
+          if (!dense) {
+            args.index = {ids[layer], counts, weights ? log_weights[layer] : nullptr, lists, selected};
+            if (cert) args.rel_std = lse + size_t(batch) * heads, args.out_rel_std = lse + size_t(2 * batch) * heads;
+          }
+          args.workspace = workspace, args.workspace_bytes = plan->workspace_bytes();
+          check(plan->run(args, {stream}));
         }
-        args.workspace = workspace, args.workspace_bytes = plan->workspace_bytes();
-        const rarefy::Status status = plan->run(args, {stream});
-        if (!status.ok()) return std::fprintf(stderr, "%s\n", status.to_string().c_str()), 1;
-      }
-      OK(cudaStreamEndCapture(stream, &graph));
-      OK(cudaGraphInstantiate(&replay, graph, 0));
-      const std::vector<float> times = timer.run(stream, 20, [&] { OK(cudaGraphLaunch(replay, stream)); });
+      });
       const double us = times[times.size() / 2] / layers;
       const double tokens = fallback ? kv_len + double(lists - 1) * mean : double(lists) * (dense ? kv_len : mean);
       const double rows = batch * tokens * dim * 4;
@@ -191,8 +185,6 @@ int main(int argc, char** argv) {
           times[times.size() / 10] / layers, times[times.size() * 9 / 10] / layers, ceiling, ceiling / us,
           rows / us * 1e-6);
       std::fflush(stdout);
-      OK(cudaGraphExecDestroy(replay));
-      OK(cudaGraphDestroy(graph));
       OK(cudaFree(workspace));
     }
     OK(cudaFree(counts));

@@ -39,6 +39,14 @@ __global__ void read_all(const uint4* data, size_t count, uint32_t* sink) {  // 
   if (sum == 0x12345678u) *sink = sum;
 }
 
+// Of a rarefy::Status, which not every program here knows.
+template <typename Status>
+void check(const Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s\n", status.to_string().c_str());
+  std::exit(1);
+}
+
 struct Timer {
   cudaEvent_t begin, end;
   Timer() {
@@ -61,6 +69,21 @@ struct Timer {
     return times;
   }
 };
+
+// Of a graph of what `launch` puts on the stream, as often as run() says.
+template <typename F>
+std::vector<float> graph_times(cudaStream_t stream, Timer& timer, F&& launch) {  // ascending, us
+  cudaGraph_t graph;
+  cudaGraphExec_t replay;
+  OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  launch();
+  OK(cudaStreamEndCapture(stream, &graph));
+  OK(cudaGraphInstantiate(&replay, graph, 0));
+  std::vector<float> times = timer.run(stream, 20, [&] { OK(cudaGraphLaunch(replay, stream)); });
+  OK(cudaGraphExecDestroy(replay));
+  OK(cudaGraphDestroy(graph));
+  return times;
+}
 
 // Of device memory in sequence, TB/s.
 double read_bandwidth(cudaStream_t stream, Timer& timer) {
