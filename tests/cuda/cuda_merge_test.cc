@@ -72,6 +72,49 @@ TEST(CudaMerge, MatchesTheHostAndWorksInPlace) {
   }
 }
 
+// Few rows go to another kernel than many, and rows that are not aligned to a third one.
+TEST(CudaMerge, BitsDoNotDependOnOtherRowsOrAlignment) {
+  constexpr int32_t kMany = 3000, kFew = 3;
+  for (const int32_t head_dim : {48, 64, 128, 256}) {
+    for (const int32_t num_parts : {2, 3, 8, 41}) {
+      RandomStream random(static_cast<uint64_t>(head_dim + num_parts));
+      // Floats `offset` from an aligned address.
+      const auto merge = [&](const std::vector<float>& outs, const std::vector<float>& lses, int32_t num_rows,
+                             int32_t offset) {
+        std::vector<float> moved(static_cast<size_t>(offset), 0.0f);
+        moved.insert(moved.end(), outs.begin(), outs.end());
+        const DeviceBuffer device_outs = DeviceBuffer::copy_of(moved.data(), moved.size() * sizeof(float));
+        const DeviceBuffer device_lses = DeviceBuffer::copy_of(lses.data(), lses.size() * sizeof(float));
+        const DeviceBuffer out(static_cast<size_t>(num_rows * head_dim) * sizeof(float));
+        const DeviceBuffer lse(static_cast<size_t>(num_rows) * sizeof(float));
+        EXPECT_TRUE(MergePlan::make(kGpu, {head_dim})
+                        ->run({num_parts, num_rows, device_outs.as<float>() + offset, device_lses.as<float>(),
+                               out.as<float>(), lse.as<float>()})
+                        .ok());
+        EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+        std::vector<float> results = out.values<float>();
+        const std::vector<float> more = lse.values<float>();
+        results.resize(static_cast<size_t>(kFew * head_dim));  // of the first rows
+        results.insert(results.end(), more.begin(), more.begin() + kFew);
+        return results;
+      };
+      std::vector<float> outs, lses, few_outs, few_lses;
+      for (int32_t row = 0; row < num_parts * kMany; ++row) {
+        lses.push_back(static_cast<float>(random.normal()));
+        if (row % kMany < kFew) few_lses.push_back(lses.back());
+        for (int32_t dim = 0; dim < head_dim; ++dim) {
+          outs.push_back(static_cast<float>(random.normal()));
+          if (row % kMany < kFew) few_outs.push_back(outs.back());
+        }
+      }
+      const std::string what = std::to_string(head_dim) + " dims, " + std::to_string(num_parts) + " parts";
+      const std::vector<float> many = merge(outs, lses, kMany, 0);
+      EXPECT_EQ(merge(few_outs, few_lses, kFew, 0), many) << what;
+      EXPECT_EQ(merge(few_outs, few_lses, kFew, 1), many) << what;
+    }
+  }
+}
+
 TEST(CudaMerge, RefusesHostMemory) {
   float value = 0.0f;
   const Expected<MergePlan> plan = MergePlan::make(kGpu, {16});

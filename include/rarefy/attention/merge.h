@@ -1,6 +1,6 @@
 // Merging partial attention results: (out, lse) pairs of disjoint sets of tokens combine into the pair of their union,
-// across splits, devices and hosts. Parts are combined in the order given (in f64 on the CPU, in f32 on CUDA), so the same parts
-// give the same bits.
+// across splits, devices and hosts. Parts are combined in a fixed order (on the CPU as given, in f64; on CUDA in f32, part p into one of
+// up to eight sums), so the same parts give the same bits, alone and beside other rows.
 // A part with lse = -inf (nothing attended to) contributes nothing; only such parts give out = 0, lse = -inf.
 #pragma once
 
