@@ -24,7 +24,7 @@ from contexts import (HeldOut, Measurement, add_common_flags, measurement_tasks,
 
 SPARSITIES = (10, 20, 50, 100)
 # Selectors that options do not name: page scores with token codes.
-COMBINATIONS = ("quest16:int4+sign", "quest32:int4+sign", "quest32:int4+q2")
+COMBINATIONS = ("quest16:int4+sign", "quest32:int4+sign", "quest32:int4+q2", "quest16:int4+sign64", "quest32:int4+sign64")
 # What a rule cannot do without, beside a budget.
 SPEND_OPTIONS = {"vattention": "eps=0.2 delta=0.1"}
 SELECTORS_OF_A_CHUNK = 14  # measured by one process per context: a prefill costs as much as thirty policies
