@@ -5,6 +5,7 @@
 // memory bandwidth.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include "cuda/merge/launch.h"
 
@@ -176,7 +177,9 @@ void launch_many(const MergeArgs& args, int32_t num_vectors, cudaStream_t stream
   merge_many<Vector, kLanes, kVectors, kChains><<<blocks, kThreads, 0, stream>>>(args, num_vectors);
 }
 
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % sizeof(float4) == 0; }
+bool is_aligned(const float* rows) {  // [rows, head_dim] f32
+  return reinterpret_cast<uintptr_t>(rows) % sizeof(float4) == 0;
+}
 
 // Rows of up to 4 * kLanes * kVectors dims.
 template <int kLanes, int kVectors, int kChains>
