@@ -42,9 +42,6 @@ struct Row {
     const auto* rows = reinterpret_cast<const Vector*>(args.part_out);  // [num_parts, num_rows, num_vectors]
     return rows[(part * args.num_rows + row) * num_vectors + lane + vector * kLanes];
   }
-  __device__ void store(int vector, Vector value) const {
-    reinterpret_cast<Vector*>(args.out)[row * num_vectors + lane + vector * kLanes] = value;
-  }
   __device__ float broadcast(float value, int from) const { return __shfl_sync(mask, value, from, kLanes); }
   __device__ float lse(int32_t part) const {
     return part < args.num_parts ? args.part_lse[part * args.num_rows + row] : -INFINITY;
@@ -82,7 +79,12 @@ struct Row {
     }
   }
   // Rows may be written over the first part: whoever stores has waited for all that read this row.
-  __device__ void store_lse(float total, float maximum) const {
+  template <int kVectors>
+  __device__ void store(const Vector (&sums)[kVectors], float total, float maximum) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (has(i)) reinterpret_cast<Vector*>(args.out)[row * num_vectors + lane + i * kLanes] = over(sums[i], total);
+    }
     if (args.lse != nullptr && lane == 0) args.lse[row] = total > 0.0f ? maximum + logf(total) : -INFINITY;
   }
 };
@@ -119,11 +121,7 @@ __global__ void __launch_bounds__(kThreads) merge_many(MergeArgs args, int32_t n
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) add_scaled(sums[0][i], 1.0f, sums[chain][i]);
   }
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    if (row.has(i)) row.store(i, over(sums[0][i], all));
-  }
-  row.store_lse(all, maximum);
+  row.store(sums[0], all, maximum);
 }
 
 // A block for a row, a warp for a sum.
@@ -163,11 +161,7 @@ __global__ void __launch_bounds__(kChains* kWarp) merge_few(MergeArgs args, int3
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) add_scaled(sums[i], 1.0f, parts[other][i][row.lane]);
   }
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    if (row.has(i)) row.store(i, over(sums[i], total));
-  }
-  row.store_lse(total, maximum);
+  row.store(sums, total, maximum);
 }
 
 template <typename Vector, int kLanes, int kVectors, int kChains>
