@@ -26,11 +26,10 @@ using F32Vec = hn::Vec<F32>;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The upper 31 bits of rng.h token_hash, one token per lane.
-HWY_INLINE hn::Vec<I32> hashes(ListKey key, hn::Vec<I32> tokens) {
-  const I32 di;
+// rng.h counter_hash, one counter per lane.
+HWY_INLINE hn::Vec<U32> counter_hashes(ListKey key, hn::Vec<U32> counters) {
   const U32 du;
-  auto x = hn::Add(hn::BitCast(du, tokens), hn::Set(du, key.add));
+  auto x = hn::Add(counters, hn::Set(du, key.add));
   x = hn::Xor(x, hn::ShiftRight<17>(x));
   x = hn::Mul(x, hn::Set(du, 0xed5ad4bbu));
   x = hn::Xor(x, hn::ShiftRight<11>(x));
@@ -38,14 +37,24 @@ HWY_INLINE hn::Vec<I32> hashes(ListKey key, hn::Vec<I32> tokens) {
   x = hn::Mul(x, hn::Set(du, 0xac4c1b51u));
   x = hn::Xor(x, hn::ShiftRight<15>(x));
   x = hn::Mul(x, hn::Set(du, 0x31848babu));
-  x = hn::Xor(x, hn::ShiftRight<14>(x));
-  return hn::BitCast(di, hn::ShiftRight<1>(x));
+  return hn::Xor(x, hn::ShiftRight<14>(x));
 }
 
-// rng.h uniform_from_hash.
-HWY_INLINE F32Vec uniforms(ListKey key, hn::Vec<I32> tokens) {
+// rng.h token_uniform, one token per lane.
+HWY_INLINE F32Vec uniforms(ListKey key, hn::Vec<I32> token_ids) {
   const F32 df;
-  return hn::Mul(hn::Add(hn::ConvertTo(df, hashes(key, tokens)), hn::Set(df, 0.5f)), hn::Set(df, 0x1p-31f));
+  const I32 di;
+  const U32 du;
+  const auto tokens = hn::BitCast(du, token_ids);
+  const auto place = hn::Set(du, kPairDistance - 1), upper16 = hn::Set(du, 0xffff0000u);
+  const auto pairs = hn::Or(hn::AndNot(place, hn::ShiftRight<1>(hn::AndNot(place, tokens))), hn::And(tokens, place));
+  const auto pair = counter_hashes(key, pairs);
+  const auto is_first = hn::Eq(hn::And(tokens, hn::Set(du, kPairDistance)), hn::Zero(du));
+  const auto upper = hn::IfThenElse(is_first, hn::And(pair, upper16), hn::ShiftLeft<16>(pair));
+  const auto own = counter_hashes(key, hn::Xor(tokens, hn::Set(du, 0x80000000u)));
+  const auto hash = hn::Or(upper, hn::ShiftRight<16>(own));
+  const auto units = hn::ConvertTo(df, hn::BitCast(di, hn::ShiftRight<1>(hash)));
+  return hn::Mul(hn::Add(units, hn::Set(df, 0.5f)), hn::Set(df, 0x1p-31f));
 }
 
 // The constants of a filter in registers.
@@ -55,20 +64,24 @@ struct FilterVectors {
         floor_min(hn::Set(F32(), filter.floor_min)),
         slope(hn::Set(F32(), filter.bound_slope)),
         offset(hn::Set(F32(), filter.bound_offset)),
-        score_threshold(hn::Set(F32(), filter.score_threshold)) {}
+        score_threshold(hn::Set(F32(), filter.score_threshold)),
+        places(hn::Iota(I32(), 0)) {}
   F32Vec floor_add, floor_min, slope, offset, score_threshold;
+  hn::Vec<I32> places;  // 0, 1, 2 ...
 };
 
-// The bits of the hash as a float, read as an integer and again as a float, are log2 u in units of 2^-23, from below: where they
-// exceed the line, u exceeds the bound.
+// The bits as a float, read as an integer and again as a float, are log2 u in units of 2^-23, from below: where they exceed the
+// line, u exceeds the bound.
 template <bool kWithFloor>
-HWY_INLINE hn::Mask<F32> is_candidate(const FilterVectors& constants, ListKey key, hn::Vec<I32> tokens, F32Vec score) {
+HWY_INLINE hn::Mask<F32> is_candidate(const FilterVectors& constants,
+                                      hn::Vec<U32> upper_bits,  // rng.h upper_token_bits
+                                      F32Vec score) {
   const F32 df;
   const I32 di;
   F32Vec mixed = score;
   if constexpr (kWithFloor) mixed = hn::Max(hn::Add(score, constants.floor_add), constants.floor_min);
   const F32Vec line = hn::MulAdd(mixed, constants.slope, constants.offset);
-  const F32Vec log_u = hn::ConvertTo(df, hn::BitCast(di, hn::ConvertTo(df, hashes(key, tokens))));
+  const F32Vec log_u = hn::ConvertTo(df, hn::BitCast(di, hn::ConvertTo(df, hn::BitCast(di, upper_bits))));
   return hn::Or(hn::Le(log_u, line), hn::Gt(score, constants.score_threshold));
 }
 
@@ -84,34 +97,66 @@ HWY_INLINE int32_t emit(hn::Mask<F32> chosen, hn::Vec<I32> tokens, F32Vec score,
   return compressor.count();
 }
 
+// Tokens whose random bits come from the same hashes.
+constexpr int32_t kPairTokens = 2 * static_cast<int32_t>(kPairDistance);
+static_assert(kPairDistance % kCandidatePadding == 0);
+
+// The candidates among kPairTokens tokens from a multiple of that on, but for those outside [first_token, end_token) with kPartly;
+// `largest` is raised by their scores.
+template <bool kWithFloor, bool kPartly>
+HWY_INLINE int32_t filter_pairs(const FilterVectors& constants, ListKey key,
+                                const float* scores,  // [kPairTokens] f32
+                                int32_t base, int32_t first_token, int32_t end_token, F32Vec& largest,
+                                int32_t* token_ids,    // [kPairTokens + kCandidatePadding] i32
+                                float* kept_scores) {  // [kPairTokens + kCandidatePadding] f32
+  const F32 df;
+  const I32 di;
+  const U32 du;
+  constexpr auto kLanes = static_cast<int32_t>(hn::MaxLanes(df));
+  constexpr auto kHashes = static_cast<int32_t>(kPairDistance) / kLanes;
+  hn::Vec<U32> hashes[kHashes];
+  for (int32_t i = 0; i < kHashes; ++i) {
+    const uint32_t first = token_pair(static_cast<uint32_t>(base + i * kLanes));
+    hashes[i] = counter_hashes(key, hn::Add(hn::BitCast(du, constants.places), hn::Set(du, first)));
+  }
+  int32_t count = 0;
+  for (int32_t i = 0; i < 2 * kHashes; ++i) {
+    const auto bits = i < kHashes ? hn::ShiftRight<16>(hashes[i]) : hn::And(hashes[i - kHashes], hn::Set(du, 0xffffu));
+    const auto tokens = hn::Add(constants.places, hn::Set(di, base + i * kLanes));
+    const F32Vec score = hn::LoadU(df, scores + i * kLanes);
+    largest = hn::Max(score, largest);
+    auto chosen = is_candidate<kWithFloor>(constants, bits, score);
+    if constexpr (kPartly) {
+      const auto inside = hn::And(hn::Gt(tokens, hn::Set(di, first_token - 1)), hn::Lt(tokens, hn::Set(di, end_token)));
+      chosen = hn::And(chosen, hn::RebindMask(df, inside));
+    }
+    count += emit(chosen, tokens, score, token_ids + count, kept_scores + count);
+  }
+  return count;
+}
+
 template <bool kWithFloor>
 FoundCandidates filter_with(const CandidateFilter& filter, const float* group_scores, int32_t first_token,
                             int32_t num_tokens, int32_t* token_ids, float* kept_scores) {
   const F32 df;
-  const I32 di;
-  const int32_t lanes = static_cast<int32_t>(hn::Lanes(df));
   const FilterVectors constants(filter);
-  const auto step = hn::Set(di, lanes);
-  auto tokens = hn::Iota(di, first_token);
+  const int32_t end_token = first_token + num_tokens;
   auto largest = hn::Set(df, -kLargestScore);
   FoundCandidates found;
-  int32_t token = 0;
-  for (; token + lanes <= num_tokens; token += lanes) {
-    const F32Vec score = hn::LoadU(df, group_scores + token);
-    largest = hn::Max(score, largest);
-    found.count += emit(is_candidate<kWithFloor>(constants, filter.key, tokens, score), tokens, score,
-                        token_ids + found.count, kept_scores + found.count);
-    tokens = hn::Add(tokens, step);
-  }
-  if (token < num_tokens) {
-    HWY_ALIGN float last[kCandidatePadding];
-    std::copy(group_scores + token, group_scores + num_tokens, last);
-    std::fill(last + (num_tokens - token), last + kCandidatePadding, -kLargestScore);
-    const auto valid = hn::FirstN(df, static_cast<size_t>(num_tokens - token));
-    const F32Vec score = hn::Load(df, last);
-    largest = hn::Max(score, largest);
-    found.count += emit(hn::And(valid, is_candidate<kWithFloor>(constants, filter.key, tokens, score)), tokens, score,
-                        token_ids + found.count, kept_scores + found.count);
+  for (int32_t base = first_token / kPairTokens * kPairTokens; base < end_token; base += kPairTokens) {
+    int32_t* ids = token_ids + found.count;
+    float* kept = kept_scores + found.count;
+    if (base >= first_token && base + kPairTokens <= end_token) {
+      found.count += filter_pairs<kWithFloor, false>(constants, filter.key, group_scores + (base - first_token), base,
+                                                     first_token, end_token, largest, ids, kept);
+      continue;
+    }
+    HWY_ALIGN float scores[kPairTokens];
+    std::fill(scores, scores + kPairTokens, -kLargestScore);
+    const int32_t first = std::max(base, first_token), end = std::min(base + kPairTokens, end_token);
+    std::copy(group_scores + (first - first_token), group_scores + (end - first_token), scores + (first - base));
+    found.count +=
+        filter_pairs<kWithFloor, true>(constants, filter.key, scores, base, first_token, end_token, largest, ids, kept);
   }
   found.largest = hn::GetLane(hn::MaxOfLanes(df, largest));
   return found;
@@ -444,10 +489,10 @@ HWY_EXPORT(raise_at_least_simd);
 HWY_EXPORT(take_above_simd);
 
 namespace {
-// As float bits, 2^x is at most 2^23 * (x + 127): the chord between powers of two lies above the curve. Hashes are u in units
-// of 2^-31.
+// As float bits, 2^x is at most 2^23 * (x + 127): the chord between powers of two lies above the curve. The filter knows u in
+// units of 2^-16, from below.
 constexpr double kBitsPerOctave = 0x1p23;
-constexpr int32_t kBitsOfUnit = 31 << 23;
+constexpr int32_t kBitsOfUnit = 16 << 23;
 constexpr double kBitsOfOne = 127.0 * 0x1p23 + kBitsOfUnit;
 constexpr double kOctavesPerNat = 1.4426950408889634;
 // Slack in nats for the rounding of the bound (64 in 2^23 bits), of ln and of the keys themselves (2^-20 at 16).
