@@ -6,7 +6,8 @@
 
 namespace rarefy {
 
-void ListBuilder::bound_outside(const int32_t* token_ids, int32_t count, const float* lse, OutsideBound* outside) const {
+void ListBuilder::bound_outside(const int32_t* token_ids, int32_t count, const float* lse, OutsideBound* outside) {
+  prepare();  // other lists have used the scratch memory since
   const int32_t block_tokens = source_->block_tokens(), num_blocks = source_->num_blocks(), kv_len = source_->kv_len();
   const int32_t run = std::clamp(512 / block_tokens, 1, kMaxRunBlocks);
   const int64_t stride = int64_t{run} * block_tokens;
@@ -19,7 +20,7 @@ void ListBuilder::bound_outside(const int32_t* token_ids, int32_t count, const f
     const int32_t blocks_here = std::min(run, num_blocks - first);
     ScoreBlocks blocks = source_->blocks(first, 1, blocks_here, 0, pointers);
     add_survey(blocks, first, 1);
-    problem_.selector->bound(state_.data(), blocks, bounds.data(), stride);
+    problem_.selector->bound(scratch_->state.data(), blocks, bounds.data(), stride);
     problem_.selector->value_bounds(blocks, norms.data());
     const int32_t first_token = first * block_tokens, end_token = std::min(kv_len, (first + blocks_here) * block_tokens);
     for (int32_t token = first_token; token < end_token; ++token) {

@@ -12,7 +12,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int32_t kSampleTokens = 2048;   // at least, where there are as many: 6 % of 32,768 tokens
 constexpr float kSpikeMargin = 1.0f;      // nats
 constexpr float kSpikeRounding = 0.01f;   // nats; by which a group score may differ from score - L_h, and more
-constexpr int32_t kMinSampleBlocks = 48;  // large blocks: tokens of one block are alike
+constexpr int32_t kMinSampleBlocks = 32;  // large blocks: tokens of one block are alike
 constexpr int32_t kRunTokens = 512;       // scores of a run and 4 queries take 8 KiB of the L1 cache
 
 int32_t run_blocks(int32_t block_tokens) { return std::clamp(kRunTokens / block_tokens, 1, kMaxRunBlocks); }
@@ -41,7 +41,8 @@ ScoreBlocks ListBuilder::blocks_to_score(int32_t first_block, int32_t stride, in
 void ListBuilder::score(int32_t first_block, int32_t stride, int32_t num_blocks, float* scores,
                         int64_t score_stride) const {
   BlockPointers pointers;
-  problem_.selector->score(state_.data(), blocks_to_score(first_block, stride, num_blocks, pointers), scores, score_stride);
+  problem_.selector->score(scratch_->state.data(), blocks_to_score(first_block, stride, num_blocks, pointers), scores,
+                           score_stride);
 }
 
 void ListBuilder::set(const Problem& problem, const BlockSource& source, ListScratch& scratch) {
@@ -52,17 +53,22 @@ void ListBuilder::set(const Problem& problem, const BlockSource& source, ListScr
 }
 
 void ListBuilder::begin() {
-  const Selector& selector = *problem_.selector;
-  selector.prepare(source_->head(), problem_.q, state_.reserve(std::max<size_t>(selector.query_state_bytes(), 1)));
-  survey();
+  prepare();
   sample();
   guess_thresholds();
+}
+
+// The query state and the survey behind it.
+void ListBuilder::prepare() {
+  const Selector& selector = *problem_.selector;
+  selector.prepare(source_->head(), problem_.q, scratch_->state.reserve(std::max<size_t>(selector.query_state_bytes(), 1)));
+  survey();
 }
 
 void ListBuilder::add_survey(ScoreBlocks& blocks, int32_t first_block, int32_t stride) const {
   const int64_t num_values = problem_.selector->survey_values();
   if (num_values == 0) return;
-  blocks.survey = survey_.data() + first_block * num_values;
+  blocks.survey = scratch_->survey.data() + first_block * num_values;
   blocks.survey_stride = stride * num_values;
 }
 
@@ -71,22 +77,22 @@ void ListBuilder::survey() {
   const int64_t num_values = selector.survey_values();
   if (num_values == 0) return;
   const int32_t num_blocks = source_->num_blocks(), run = run_blocks(source_->block_tokens());
-  survey_.resize(static_cast<size_t>(num_blocks * num_values));
+  scratch_->survey.resize(static_cast<size_t>(num_blocks * num_values));
   BlockPointers pointers;
   for (int32_t block = 0; block < num_blocks; block += run) {
     const int32_t count = std::min(run, num_blocks - block);
     const int32_t num_ahead = std::min({run, num_blocks - block - count, kMaxRunBlocks - count});
-    selector.survey(state_.data(), source_->blocks(block, 1, count, num_ahead, pointers),
-                    survey_.data() + block * num_values);
+    selector.survey(scratch_->state.data(), source_->blocks(block, 1, count, num_ahead, pointers),
+                    scratch_->survey.data() + block * num_values);
   }
   const SampleBlocks sampled = sample_blocks();
   Survey all;
-  all.values = survey_.data();
+  all.values = scratch_->survey.data();
   all.num_blocks = num_blocks;
   all.num_tokens = source_->kv_len();
   all.sample = source_->blocks(sampled.first, sampled.step, std::min(sampled.count, kMaxRunBlocks), 0, pointers);
   add_survey(all.sample, sampled.first, sampled.step);
-  selector.settle(state_.data(), all);
+  selector.settle(scratch_->state.data(), all);
 }
 
 // Adds weight * exp(score) of some blocks to the sums; tokens past the end do not count.
@@ -164,11 +170,11 @@ void ListBuilder::scan(ScanPart& part) const {
     const ScoreBlocks blocks = blocks_to_score(block, 1, count, pointers);
     const auto score_queries = [&] {
       float* scores = score_buffer(part.scores, problem_.group * stride);  // [group, stride] f32
-      selector.score(state_.data(), blocks, scores, stride);
+      selector.score(scratch_->state.data(), blocks, scores, stride);
       return scores + skipped;
     };
     const float* scores = nullptr;  // [group, stride] f32; where the selector has no group scores
-    if (!selector.score_groups(state_.data(), blocks, log_sums_.data(), groups)) {
+    if (!selector.score_groups(scratch_->state.data(), blocks, log_sums_.data(), groups)) {
       scores = score_queries();
       cpu::group_scores(scores, stride, problem_.group, log_sums_.data(), end - first, groups + skipped);
     }

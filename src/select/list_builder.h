@@ -6,7 +6,7 @@
 //   finish()  settles L_h and spends the budget; scans again itself in the rare cases that need it
 //
 // L_h, the log-sum-exp of query head h's scores, is max(ln Z_h, M_h - 1). Z_h adds up exp(score) over the blocks that hold sink
-// and local tokens and, weighted, over every k-th of the others, at least 2,048 tokens in 48 blocks; M_h is the largest score of
+// and local tokens and, weighted, over every k-th of the others, at least 2,048 tokens in 32 blocks; M_h is the largest score of
 // all tokens. The maximum catches a single token outside the sample that outweighs everything else; neither depends on the
 // random numbers. Should M_h - 1 exceed what begin() estimated, a_i were too high, and the ranges are scanned again (without the
 // margin of one nat that is twice as frequent and changes little: L_h only weighs the heads of a group against each other).
@@ -33,9 +33,11 @@ struct ScanPart {
   AlignedBuffer scores, groups;  // [group, run tokens] f32 and [run tokens] f32; scratch
 };
 
-// What making a list needs beside the list's own state. The next list of the same thread finds it in the cache: with memory of its
-// own, a list would begin by fetching 120 KiB.
+// What making a list needs. The next list of the same thread finds it in the cache: with memory of its own, a list would begin by
+// fetching 120 KiB.
 struct ListScratch {
+  AlignedBuffer state;        // [query_state_bytes] bytes
+  std::vector<float> survey;  // [num_blocks, survey_values] f32; empty for selectors without a survey
   std::vector<ScanPart> parts;
   AlignedBuffer sample_scores;      // [group, sample_tokens] f32; of the weighted blocks
   std::vector<float> sample_group;  // [sample_tokens] f32; a of the same tokens
@@ -64,11 +66,12 @@ class ListBuilder {
   int32_t finish(int32_t* token_ids,  // [max_selected] i32
                  float* log_weight);  // [max_selected] f32
 
-  // Bounds what a list of these tokens leaves out. Pre: finish() was called, the selector has bounds.
+  // Bounds what a list of these tokens leaves out, by the scratch memory it was made with. Pre: finish() was called, the selector
+  // has bounds.
   void bound_outside(const int32_t* token_ids,  // [count] i32; ascending
                      int32_t count,
-                     const float* lse,              // [group] f32
-                     OutsideBound* outside) const;  // not a tensor: one for each of the group's query heads
+                     const float* lse,        // [group] f32
+                     OutsideBound* outside);  // not a tensor: one for each of the group's query heads
 
   // Times that finish() needed every token scored, 1 or more; the sample is read again from cache and not counted.
   int32_t passes() const { return passes_; }
@@ -80,6 +83,7 @@ class ListBuilder {
     int32_t first = 0, step = 1, count = 0, end = 0;  // blocks before `first` and from `end` on count in full
   };
   SampleBlocks sample_blocks() const;
+  void prepare();
   void survey();
   void add_survey(ScoreBlocks& blocks, int32_t first_block, int32_t stride) const;
   void sample();
@@ -94,8 +98,6 @@ class ListBuilder {
   Problem problem_;
   std::optional<BlockSource> source_;
   ListScratch* scratch_ = nullptr;
-  AlignedBuffer state_;                    // [query_state_bytes] bytes
-  std::vector<float> survey_;              // [num_blocks, survey_values] f32; empty for selectors without a survey
   std::array<float, kMaxGroup> log_sums_;  // [group] f32
   SpendThresholds thresholds_;
   int32_t passes_ = 0;

@@ -30,7 +30,7 @@ class Selection::Impl {
   bool ready(const KvSequence& sequence, int32_t layer) const;
   Status select(KvSequence& sequence, const SelectionStep& step, IndexSet& set, SelectionCost& cost,
                 const ListReady& list_ready);
-  void bound_outside(int32_t kv_head, IndexSet& set, const float* lse, OutsideBound* outside) const {
+  void bound_outside(int32_t kv_head, IndexSet& set, const float* lse, OutsideBound* outside) {
     lists_[static_cast<size_t>(kv_head)].bound_outside(set.token_ids(0, kv_head), set.count(0, kv_head), lse, outside);
   }
   const Selector& selector() const { return *selector_; }
@@ -365,7 +365,7 @@ Status Selection::select(KvSequence& sequence, const SelectionStep& step, IndexS
   return impl_->select(sequence, step, set, cost, list_ready);
 }
 
-void Selection::bound_outside(int32_t kv_head, IndexSet& set, const float* lse, OutsideBound* outside) const {
+void Selection::bound_outside(int32_t kv_head, IndexSet& set, const float* lse, OutsideBound* outside) {
   impl_->bound_outside(kv_head, set, lse, outside);
 }
 

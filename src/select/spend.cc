@@ -10,7 +10,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Candidates aimed at, in tokens of the budget; enough that one pass in a few hundred has to be repeated.
-constexpr float kMargin = 2.5f;
+constexpr float kMargin = 3.0f;
 constexpr float kSpareTokens = 48.0f;
 // The first repetition keeps about e^2 = 7 times as many candidates, the next one all of them.
 constexpr float kLowerByNats = 2.0f;

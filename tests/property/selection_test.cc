@@ -145,7 +145,7 @@ std::vector<double> documented_log_sums(const std::vector<std::vector<double>>& 
   const int32_t num_blocks = (kv_len + block_tokens - 1) / block_tokens;
   const int32_t middle = std::max(1, (sink + block_tokens - 1) / block_tokens);
   const int32_t tail = std::max(middle, std::min(num_blocks - 1, (kv_len - local) / block_tokens));
-  const int32_t step = std::max(1, (tail - middle) / std::max(2048 / block_tokens, 48));
+  const int32_t step = std::max(1, (tail - middle) / std::max(2048 / block_tokens, 32));
   const int32_t sampled = (tail - middle + step - 1) / step;
   std::vector<double> result;
   for (const auto& head : scores) {

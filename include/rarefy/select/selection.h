@@ -73,7 +73,7 @@ class Selection {
   // `set` and the sequence are as select() left them.
   void bound_outside(int32_t kv_head, IndexSet& set,
                      const float* lse,              // [group] f32; of the list's tokens without weights
-                     OutsideBound* outside) const;  // not a tensor: one for each of the group's query heads
+                     OutsideBound* outside);  // not a tensor: one for each of the group's query heads
 
   const Selector& selector() const;
 
