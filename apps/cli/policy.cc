@@ -169,8 +169,8 @@ void explain(const ExplainFlags& flags) {
 }
 
 constexpr std::pair<Spend, const char*> kSpendRules[] = {
-    {Spend::half, "half of the budget to the best scores, half by priority sampling; the default. Has a certificate"},
-    {Spend::priority, "priority sampling on estimated weights. Has a certificate"},
+    {Spend::priority, "priority sampling on estimated weights; the default. Has a certificate"},
+    {Spend::half, "half of the budget to the best scores, half by priority sampling. Has a certificate"},
     {Spend::gumbel, "Gumbel top-k on estimated weights. Has a certificate"},
     {Spend::top_k, "the best scores and nothing else. No certificate"},
     {Spend::top_p, "the best scores until they hold a share p= of the estimated probability. No certificate"},

@@ -17,7 +17,7 @@ Policy default_recipe() {
   Policy policy;
   policy.dense = false;
   policy.index = "sign64";
-  policy.spend = Spend::half;
+  policy.spend = Spend::priority;
   return policy;
 }
 

@@ -26,7 +26,7 @@ TEST(Policy, ShorthandIsTheDefaultRecipe) {
   const Policy policy = parse("50x");
   EXPECT_FALSE(policy.dense);
   EXPECT_DOUBLE_EQ(policy.total.value, 0.02);
-  EXPECT_EQ(policy.spend, Spend::half);
+  EXPECT_EQ(policy.spend, Spend::priority);
   EXPECT_EQ(policy, parse(policy.to_string()));
   EXPECT_EQ(parse("50x index=q2").index, "q2");
   EXPECT_DOUBLE_EQ(parse("7.5x").total.value, 1.0 / 7.5);

@@ -3,7 +3,7 @@
 //
 //   dense                                                      (no policy)
 //   50x                                                        the default recipe at that sparsity
-//   total=0.02 sink=4 local=32 index=sign64 spend=half
+//   total=0.02 sink=4 local=32 index=sign64 spend=priority
 //   total=400 index=quest16:int8 spend=half min=1024 dense_layers=0,1 total@2-3=0.05
 //   total=0.02 index=q2 spend=priority eps=0.1 delta=0.05 max=0.1
 //
@@ -66,7 +66,7 @@ struct Policy {
   int32_t sink = 4;
   int32_t local = 32;
   std::string index;  // selector text, select/registry.h
-  Spend spend = Spend::half;
+  Spend spend = Spend::priority;
   double floor =
       0.0;  // m: a share of the estimated probability spread evenly over all tokens, against scores that are far too low
   int32_t min_kv_len = 512;
