@@ -2,14 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <numeric>
-#include <system_error>
-#include <utility>
 
 #include "cpu/select/key_rows.h"
 #include "select/builtin_selectors.h"
@@ -22,8 +18,6 @@ constexpr int32_t kMaxHeadDim = 1024;
 constexpr float kMeanSteps = 7.0f;   // 4 bits: -7 .. 7
 constexpr float kMeanMiddle = 7.0f;  // stored as 0 .. 14
 constexpr uint32_t kMeanZero = 7;
-constexpr float kLargestSum = 1e38f;
-constexpr int32_t kMaxLines = 192;   // of an entry: 128 planes, scales, 8 lines of the mean, its step, bounds
 constexpr int32_t kScoreBlocks = 8;  // blocks scored while as many are fetched
 
 // The mean in units of its step: byte j holds dimension j in its low half and dimension j + head_dim / 2 in its high half.
@@ -57,7 +51,6 @@ struct StateHead {
   float q_sums[kMaxGroup];      // [group] f32; sum of the rounded query
   float norms[kMaxGroup];       // [group] f32; |q|, rounded up
   float abs_sums[kMaxGroup];    // [group] f32; sum of |q_d|, rounded up
-  uint8_t lines[kMaxLines];     // [num_scored_lines] u8; of an entry, that scoring reads; first the planes
 };
 static_assert(sizeof(StateHead) % 64 == 0);
 
@@ -67,20 +60,15 @@ int64_t rounded_bytes(const SelectorShape& shape) {
 
 }  // namespace
 
-CentredSignSelector::CentredSignSelector(const SelectorShape& shape, std::string_view options, int32_t num_scored_planes)
-    : name_(options.empty() ? "sign64" : "sign64:" + std::string(options)),
-      shape_(shape),
-      rotation_(shape.head_dim),
-      num_planes_(cpu::num_sign_planes(shape.head_dim)),
-      num_scored_planes_(num_scored_planes),
-      bounds_(options == "bound") {}
+CentredSignSelector::CentredSignSelector(const SelectorShape& shape, bool bounds)
+    : shape_(shape), rotation_(shape.head_dim), num_planes_(cpu::num_sign_planes(shape.head_dim)), bounds_(bounds) {}
 
 void CentredSignSelector::store_mean(const float* rotated, int32_t num_tokens, std::byte* entry) const {
   const int32_t half = shape_.head_dim / 2;
   if (num_tokens == 0) {
     const float none = 0.0f;
-    std::memcpy(entry + step_offset(), &none, sizeof(none));
-    std::fill_n(entry + mean_offset(), half, static_cast<std::byte>(kMeanZero | kMeanZero << 4));
+    std::memcpy(entry, &none, sizeof(none));
+    std::fill_n(entry + sizeof(none), half, static_cast<std::byte>(kMeanZero | kMeanZero << 4));
     return;
   }
   std::array<float, kMaxHeadDim> mean;  // [head_dim] f32
@@ -95,12 +83,12 @@ void CentredSignSelector::store_mean(const float* rotated, int32_t num_tokens, s
   }
   const float step = largest / kMeanSteps;
   const float inverse = step > 0.0f && std::isfinite(1.0f / step) ? 1.0f / step : 0.0f;
-  std::memcpy(entry + step_offset(), &step, sizeof(step));
+  std::memcpy(entry, &step, sizeof(step));
   const auto code = [&](int32_t dim) {
     const float value = std::clamp(std::nearbyint(mean[dim] * inverse), -kMeanSteps, kMeanSteps);
     return static_cast<uint8_t>(std::isnan(value) ? kMeanMiddle : kMeanMiddle + value);
   };
-  for (int32_t j = 0; j < half; ++j) entry[mean_offset() + j] = static_cast<std::byte>(code(j) | code(half + j) << 4);
+  for (int32_t j = 0; j < half; ++j) entry[sizeof(step) + j] = static_cast<std::byte>(code(j) | code(half + j) << 4);
 }
 
 void CentredSignSelector::encode(HeadId, const BlockKeys& block, std::byte* entry) const {
@@ -119,13 +107,13 @@ void CentredSignSelector::encode(HeadId, const BlockKeys& block, std::byte* entr
   if (!keep_mean) store_mean(rotated.get(), mean_tokens, entry);
 
   float step = 0.0f;
-  std::memcpy(&step, entry + step_offset(), sizeof(step));
+  std::memcpy(&step, entry, sizeof(step));
   std::array<uint8_t, kMaxHeadDim> mean;  // [head_dim] u8
-  unpack_mean(entry + mean_offset(), head_dim, mean.data());
+  unpack_mean(entry + sizeof(step), head_dim, mean.data());
   for (int32_t token = first; token < block.num_tokens; ++token) {
     float* row = rotated.get() + int64_t{token - first} * head_dim;  // [head_dim] f32
     for (int32_t dim = 0; dim < head_dim; ++dim) row[dim] -= step * (static_cast<float>(mean[dim]) - kMeanMiddle);
-    store_signs(row, head_dim, token, reinterpret_cast<uint8_t*>(entry));
+    store_signs(row, head_dim, token, reinterpret_cast<uint8_t*>(entry + codes_offset()));
   }
   if (bounds_) store_bounds(block, first, rotated.get(), entry);
 }
@@ -133,8 +121,8 @@ void CentredSignSelector::encode(HeadId, const BlockKeys& block, std::byte* entr
 void CentredSignSelector::store_bounds(const BlockKeys& block, int32_t first, const float* centred,
                                        std::byte* entry) const {
   const int32_t head_dim = shape_.head_dim;
-  std::byte* stored = entry + residuals_offset();               // [65] bf16
-  const auto* codes = reinterpret_cast<const uint8_t*>(entry);  // [plane_block_bytes] u8
+  std::byte* stored = entry + residuals_offset();                                // [65] bf16
+  const auto* codes = reinterpret_cast<const uint8_t*>(entry + codes_offset());  // [plane_block_bytes] u8
   for (int32_t token = first; token < block.num_tokens; ++token) {
     const double scale = double{cpu::e4m4_to_float(codes[cpu::plane_scale_offset(num_planes_, token)])};
     const float* row = centred + int64_t{token - first} * head_dim;  // [head_dim] f32
@@ -157,28 +145,9 @@ void CentredSignSelector::store_bounds(const BlockKeys& block, int32_t first, co
   std::memcpy(stored + 2 * kBlockTokens, &norm, sizeof(norm));
 }
 
-void CentredSignSelector::choose_lines(const float* rotated, uint8_t* lines) const {
-  std::array<std::pair<float, uint8_t>, cpu::kMaxPlanes> planes;  // [num_planes] sums of squares, numbers
-  for (int32_t plane = 0; plane < num_planes_; ++plane) {
-    const int32_t first = plane * cpu::kPlaneDims, end = std::min(shape_.head_dim, first + cpu::kPlaneDims);
-    float sum = 0.0f;
-    for (int32_t query = 0; query < shape_.group; ++query) {
-      const float* row = rotated + int64_t{query} * shape_.head_dim;  // [head_dim] f32
-      for (int32_t dim = first; dim < end; ++dim) sum += row[dim] * row[dim];
-    }
-    planes[plane] = {sum < kLargestSum ? sum : kLargestSum, static_cast<uint8_t>(plane)};  // NaN is large
-  }
-  if (num_scored_planes_ < num_planes_) {
-    std::nth_element(planes.begin(), planes.begin() + num_scored_planes_, planes.begin() + num_planes_, std::greater<>());
-  }
-  for (int32_t i = 0; i < num_scored_planes_; ++i) lines[i] = planes[i].second;
-  std::sort(lines, lines + num_scored_planes_);
-  std::iota(lines + num_scored_planes_, lines + num_scored_lines(), static_cast<uint8_t>(num_planes_));
-}
-
 size_t CentredSignSelector::query_state_bytes() const {
   return sizeof(StateHead) +
-         static_cast<size_t>(rounded_bytes(shape_) + shape_.group * cpu::plane_table_bytes(num_scored_planes_));
+         static_cast<size_t>(rounded_bytes(shape_) + shape_.group * cpu::plane_table_bytes(num_planes_));
 }
 
 void CentredSignSelector::prepare(HeadId, const float* q, std::byte* state) const {
@@ -186,18 +155,14 @@ void CentredSignSelector::prepare(HeadId, const float* q, std::byte* state) cons
   auto* rounded = reinterpret_cast<int16_t*>(state + sizeof(StateHead));  // [group, head_dim] i16
   auto* tables =
       reinterpret_cast<int8_t*>(state + sizeof(StateHead) + rounded_bytes(shape_));  // [group, plane_table_bytes] i8
-  std::array<float, kMaxGroup * kMaxHeadDim> all_rotated;                            // [group, head_dim] f32
+  std::array<float, kMaxHeadDim> rotated;                                            // [head_dim] f32
   for (int32_t query = 0; query < shape_.group; ++query) {
-    rotation_.apply(q + int64_t{query} * shape_.head_dim, all_rotated.data() + int64_t{query} * shape_.head_dim);
-  }
-  choose_lines(all_rotated.data(), head.lines);
-  for (int32_t query = 0; query < shape_.group; ++query) {
-    const float* rotated = all_rotated.data() + int64_t{query} * shape_.head_dim;  // [head_dim] f32
-    int16_t* row = rounded + int64_t{query} * shape_.head_dim;                     // [head_dim] i16
-    head.mean_steps[query] = cpu::round_to_i16(rotated, shape_.head_dim, row);
+    rotation_.apply(q + int64_t{query} * shape_.head_dim, rotated.data());
+    int16_t* row = rounded + int64_t{query} * shape_.head_dim;  // [head_dim] i16
+    head.mean_steps[query] = cpu::round_to_i16(rotated.data(), shape_.head_dim, row);
     head.q_sums[query] = static_cast<float>(std::accumulate(row, row + shape_.head_dim, int32_t{0}));
-    head.steps[query] = cpu::make_plane_table(rotated, shape_.head_dim, head.lines, num_scored_planes_,
-                                              tables + query * cpu::plane_table_bytes(num_scored_planes_));
+    head.steps[query] =
+        cpu::make_plane_table(rotated.data(), shape_.head_dim, tables + query * cpu::plane_table_bytes(num_planes_));
     if (!bounds_) continue;
     double square = 0.0, sum = 0.0;
     for (int32_t dim = 0; dim < shape_.head_dim; ++dim) {
@@ -216,24 +181,24 @@ void CentredSignSelector::for_runs(const std::byte* state, const ScoreBlocks& bl
   const auto* rounded = reinterpret_cast<const int16_t*>(state + sizeof(StateHead));  // [group, head_dim] i16
   cpu::PlaneQueries queries;
   queries.num_queries = shape_.group;
-  queries.num_planes = num_scored_planes_;
-  queries.planes = head.lines;
-  queries.entry_planes = num_planes_;
+  queries.num_planes = num_planes_;
   queries.tables = reinterpret_cast<const int8_t*>(state + sizeof(StateHead) + rounded_bytes(shape_));
   queries.steps = head.steps;
 
+  std::array<const std::byte*, kScoreBlocks> codes;      // [count] pointers to [plane_block_bytes] bytes
   std::array<const void*, kScoreBlocks> means;           // [count] pointers to [head_dim / 2] bytes
   std::array<int32_t, kMaxGroup * kScoreBlocks> dots{};  // [group, kScoreBlocks] i32; q . code of the mean
   std::array<float, kMaxGroup * kScoreBlocks> offsets;   // [group, kScoreBlocks] f32; q . mean
   const int32_t num_known = blocks.num_blocks + blocks.num_ahead;
   for (int32_t first = 0; first < blocks.num_blocks; first += kScoreBlocks) {
     const int32_t count = std::min(kScoreBlocks, blocks.num_blocks - first);
-    std::array<float, kScoreBlocks> steps{};  // [count] f32
     for (int32_t i = 0; i < count; ++i) {
-      means[i] = blocks.entries[first + i] + mean_offset();
-      std::memcpy(&steps[i], blocks.entries[first + i] + step_offset(), sizeof(float));
+      codes[i] = blocks.entries[first + i] + codes_offset();
+      means[i] = blocks.entries[first + i] + sizeof(float);
     }
     cpu::dot_nibble_rows(rounded, shape_.group, shape_.head_dim, means.data(), count, dots.data(), kScoreBlocks);
+    std::array<float, kScoreBlocks> steps{};  // [count] f32
+    for (int32_t i = 0; i < count; ++i) std::memcpy(&steps[i], blocks.entries[first + i], sizeof(float));
     // Past `count` there is room, and loops of constant length become a few vectors.
     for (int32_t query = 0; query < shape_.group; ++query) {
       const float middle = kMeanMiddle * head.q_sums[query], log_sum = log_sums == nullptr ? 0.0f : log_sums[query];
@@ -245,9 +210,7 @@ void CentredSignSelector::for_runs(const std::byte* state, const ScoreBlocks& bl
     // What is scored next is fetched meanwhile.
     const std::byte* const* ahead = blocks.entries + first + kScoreBlocks;
     const int32_t num_ahead = std::clamp(num_known - first - kScoreBlocks, 0, count);
-    write(queries,
-          cpu::PlaneBlocks{blocks.entries + first, count, offsets.data(), kScoreBlocks, ahead, num_ahead, head.lines,
-                           num_scored_lines()},
+    write(queries, cpu::PlaneBlocks{codes.data(), count, offsets.data(), kScoreBlocks, ahead, num_ahead, block_bytes()},
           first);
   }
 }
@@ -273,10 +236,10 @@ void CentredSignSelector::bound(const std::byte* state, const ScoreBlocks& block
   const auto head_dim = static_cast<float>(shape_.head_dim);
   score(state, blocks, bounds, bound_stride);
   for (int32_t block = 0; block < blocks.num_blocks; ++block) {
-    const std::byte* entry = blocks.entries[block];               // [block_bytes] bytes
-    const auto* codes = reinterpret_cast<const uint8_t*>(entry);  // [plane_block_bytes] u8
+    const std::byte* entry = blocks.entries[block];                                // [block_bytes] bytes
+    const auto* codes = reinterpret_cast<const uint8_t*>(entry + codes_offset());  // [plane_block_bytes] u8
     float step = 0.0f;
-    std::memcpy(&step, entry + step_offset(), sizeof(step));
+    std::memcpy(&step, entry, sizeof(step));
     for (int32_t query = 0; query < shape_.group; ++query) {
       const float rounding = 2.0f * (head_dim + 8.0f) * kUnitRoundoff * head.abs_sums[query];
       // Half a step of the rounded query times the largest mean, and f32 sums over 0 .. 14 less 7.
@@ -294,29 +257,18 @@ void CentredSignSelector::bound(const std::byte* state, const ScoreBlocks& block
 }
 
 void CentredSignSelector::value_bounds(const ScoreBlocks& blocks, float* norms) const {
-  for (int32_t i = 0; i < blocks.num_blocks; ++i) norms[i] = load_bf16(blocks.entries[i] + end_offset() - 2);
+  for (int32_t i = 0; i < blocks.num_blocks; ++i) norms[i] = load_bf16(blocks.entries[i] + block_bytes() - 2);
 }
 
 Expected<std::shared_ptr<const Selector>> make_centred_sign_selector(const SelectorShape& shape, std::string_view options) {
-  constexpr std::string_view kDims = "dims=";
-  const std::string_view number = options.starts_with(kDims) ? options.substr(kDims.size()) : "1";
-  double share = 0.0;
-  const auto [rest, error] = std::from_chars(number.data(), number.data() + number.size(), share);
-  const bool is_number = error == std::errc() && rest == number.data() + number.size();
-  if ((!options.empty() && options != "bound" && !options.starts_with(kDims)) || !is_number ||
-      !(share > 0.0 && share <= 1.0)) {
-    return Status::invalid_argument(
-        "selector: sign64 takes the option bound, or dims=F with 0 < F <= 1 (the share of the dimensions that it scores "
-        "by), or none, got '" +
-        std::string(options) + "'");
+  if (!options.empty() && options != "bound") {
+    return Status::invalid_argument("selector: sign64 takes the option bound or none, got '" + std::string(options) + "'");
   }
   if (shape.head_dim % 4 != 0 || shape.head_dim > kMaxHeadDim) {
     return Status::unsupported("selector: sign64 needs a head_dim that is a multiple of 4 and at most 1024, got " +
                                std::to_string(shape.head_dim));
   }
-  const int32_t num_planes = cpu::num_sign_planes(shape.head_dim);
-  const auto scored = std::clamp(static_cast<int32_t>(std::lround(share * num_planes)), 1, num_planes);
-  return std::make_shared<const CentredSignSelector>(shape, options, scored);
+  return std::make_shared<const CentredSignSelector>(shape, !options.empty());
 }
 
 }  // namespace rarefy

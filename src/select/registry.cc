@@ -42,7 +42,7 @@ class Registry {
           product_code_factory(name));
     }
     add({"sign", "bound", "one sign per rotated dimension, one scale per token"}, make_sign_selector);
-    add({"sign64", "bound; dims=F", "signs of the difference to the mean of 64 keys, one scale per token; the default"},
+    add({"sign64", "bound", "signs of the difference to the mean of 64 keys, one scale per token; the default"},
         make_centred_sign_selector);
     add({"q2", "bound", "2-bit code per rotated dimension, one scale per token"}, make_q2_selector);
   }

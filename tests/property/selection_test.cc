@@ -18,7 +18,7 @@ namespace rarefy {
 namespace {
 
 constexpr uint32_t kSeed = 4711;
-constexpr const char* kSelectors[] = {"oracle", "quest16", "quest16:int8", "sign", "sign64", "sign64:dims=0.75", "q2"};
+constexpr const char* kSelectors[] = {"oracle", "quest16", "quest16:int8", "sign", "sign64", "q2"};
 
 // Keys and values with the habits of real ones: a common part, topics that last 64 tokens, and something of every token's own.
 struct Tokens {

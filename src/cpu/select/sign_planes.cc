@@ -26,6 +26,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 #define RAREFY_PLANES_VBMI 0
 #endif
 
+// Planes whose sums fit a signed byte together: 64 dimensions.
+constexpr int32_t kChunkPlanes = 8;
+// |sum| <= sum |q| / step + half a unit for each of the three groups of a plane <= 127; one unit for the division's rounding.
+constexpr float kLargestChunkSum = 127.0f - 1.5f * kChunkPlanes - 1.0f;
 constexpr int32_t kPatterns = 16;
 constexpr int32_t kQuarters = 4;  // of a block: 16 tokens
 
@@ -34,23 +38,16 @@ struct TableStep {
   float step, inverse;
 };
 
-inline TableStep table_step(const float* q,  // [head_dim] f32
-                            int32_t head_dim,
-                            const uint8_t* planes,  // [num_planes] u8
-                            int32_t num_planes) {
-  const int32_t chunk = chunk_planes(num_planes);
+inline TableStep table_step(const float* q, int32_t head_dim) {  // q: [head_dim] f32
   float largest = 0.0f, total = 0.0f;
-  for (int32_t first = 0; first < num_planes; first += chunk) {
+  for (int32_t first = 0; first < head_dim; first += kChunkPlanes * kPlaneDims) {
     float sum = 0.0f;
-    for (int32_t i = first; i < std::min(num_planes, first + chunk); ++i) {
-      const int32_t dim = planes[i] * kPlaneDims;
-      for (int32_t j = dim; j < std::min(head_dim, dim + kPlaneDims); ++j) sum += std::abs(q[j]);
-    }
+    const int32_t end = std::min(head_dim, first + kChunkPlanes * kPlaneDims);
+    for (int32_t dim = first; dim < end; ++dim) sum += std::abs(q[dim]);
     largest = std::max(largest, sum);
     total += sum;
   }
-  // |sum| <= sum |q| / step + half a unit for each of the three groups of a plane <= 127; one unit for the division's rounding.
-  const float step = largest / (127.0f - 1.5f * static_cast<float>(chunk) - 1.0f);
+  const float step = largest / kLargestChunkSum;
   if (!(step > 0.0f) || !std::isfinite(1.0f / step) || !std::isfinite(total)) return {0.0f, 0.0f};
   return {step, 1.0f / step};
 }
@@ -130,23 +127,22 @@ HWY_INLINE hn::Vec<D> load_scales(D df, const uint8_t* scales) {  // scales: [la
 // Zen 4).
 template <int32_t kBlocks>
 struct Ahead {
-  const std::byte* entries[kBlocks];  // [kBlocks] pointers to bytes
-  const uint8_t *line, *end;          // [num_ahead_lines] u8; what is left of them
+  const std::byte* next[kBlocks];  // [kBlocks] pointers into entries
+  int64_t left;                    // bytes of each
 
-  HWY_INLINE Ahead(const PlaneBlocks& blocks, int32_t first)
-      : line(blocks.ahead_lines), end(line + (blocks.num_ahead > first ? blocks.num_ahead_lines : 0)) {
+  HWY_INLINE Ahead(const PlaneBlocks& blocks, int32_t first) : left(blocks.num_ahead > first ? blocks.ahead_bytes : 0) {
     for (int32_t i = 0; i < kBlocks; ++i)
-      entries[i] = line < end ? blocks.ahead[std::min(first + i, blocks.num_ahead - 1)] : nullptr;
+      next[i] = left > 0 ? blocks.ahead[std::min(first + i, blocks.num_ahead - 1)] : nullptr;
   }
   HWY_INLINE void fetch_line() {
     constexpr int kIntoL2 = 2;
-    if (line == end) return;
-    const int64_t offset = int64_t{*line++} * 64;
+    if (left <= 0) return;
 #pragma GCC unroll 16
-    for (int32_t i = 0; i < kBlocks; ++i) __builtin_prefetch(entries[i] + offset, 0, kIntoL2);
-  }
-  HWY_INLINE void fetch_rest() {
-    while (line < end) fetch_line();
+    for (int32_t i = 0; i < kBlocks; ++i) {
+      __builtin_prefetch(next[i], 0, kIntoL2);
+      next[i] += 64;
+    }
+    left -= 64;
   }
 };
 
@@ -155,11 +151,11 @@ struct Ahead {
 #else
 
 // Per plane: the table of the lower half of a byte, then that of the upper one.
-float make_plane_table_simd(const float* q, int32_t head_dim, const uint8_t* planes, int32_t num_planes, int8_t* table) {
-  const TableStep scale = table_step(q, head_dim, planes, num_planes);
-  for (int32_t i = 0; i < num_planes; ++i, table += 2 * kPatterns) {
+float make_plane_table_simd(const float* q, int32_t head_dim, int8_t* table) {
+  const TableStep scale = table_step(q, head_dim);
+  for (int32_t plane = 0; plane < num_sign_planes(head_dim); ++plane, table += 2 * kPatterns) {
     PlaneGroups groups;
-    fill_groups(q, head_dim, planes[i], scale.inverse, groups);
+    fill_groups(q, head_dim, plane, scale.inverse, groups);
     for (int32_t p = 0; p < kPatterns; ++p) {
       table[p] = groups.low[p];
       table[kPatterns + p] = static_cast<int8_t>(groups.middle[p] + groups.high[p]);
@@ -179,11 +175,11 @@ void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneB
       for (int32_t token = 0; token < kPlaneTokens; ++token) {
         int32_t sum = 0;
         for (int32_t plane = 0; plane < queries.num_planes; ++plane) {
-          const uint32_t byte = entry[plane_code_offset(queries.planes[plane], token)];
+          const uint32_t byte = entry[plane_code_offset(plane, token)];
           sum += table[2 * plane * kPatterns + (byte & 15u)] + table[(2 * plane + 1) * kPatterns + (byte >> 4)];
         }
         const float value = queries.steps[first_query + query] * static_cast<float>(sum);
-        const float score = e4m4_to_float(entry[plane_scale_offset(queries.entry_planes, token)]) * value +
+        const float score = e4m4_to_float(entry[plane_scale_offset(queries.num_planes, token)]) * value +
                             output.offsets[query * output.offset_stride + block];
         float& to = output.scores[query * output.score_stride + block * kPlaneTokens + token];
         if constexpr (kKeep == Keep::all) {
@@ -210,9 +206,8 @@ constexpr int32_t kVectorsAtOnce = HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_N
 
 // Sums of planes [first, end) in bytes, kVectorsAtOnce vectors of tokens from `codes` on.
 template <int32_t kQueries>
-HWY_INLINE void add_planes(const uint8_t* codes,   // [entry_planes, 64] u8, from some token on
-                           const uint8_t* planes,  // [end] u8
-                           const int8_t* tables,   // [kQueries, plane_table_bytes] i8
+HWY_INLINE void add_planes(const uint8_t* codes,  // [num_planes, 64] u8, from some token on
+                           const int8_t* tables,  // [kQueries, plane_table_bytes] i8
                            int64_t query_bytes, int32_t first, int32_t end, Ahead<1>& ahead,
                            ByteVec (&sums)[kVectorsAtOnce][kQueries]) {
   const Bytes d8;
@@ -226,7 +221,7 @@ HWY_INLINE void add_planes(const uint8_t* codes,   // [entry_planes, 64] u8, fro
     ahead.fetch_line();
     ByteVec low[kVectorsAtOnce], high[kVectorsAtOnce];
     for (int32_t i = 0; i < kVectorsAtOnce; ++i) {
-      const ByteVec byte = hn::LoadU(d8, codes + int64_t{planes[plane]} * kPlaneTokens + i * num_bytes);
+      const ByteVec byte = hn::LoadU(d8, codes + int64_t{plane} * kPlaneTokens + i * num_bytes);
       low[i] = hn::And(byte, low_mask);
       high[i] = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, byte))), low_mask);
     }
@@ -260,7 +255,7 @@ HWY_INLINE PairSums widen(ByteVec even, ByteVec odd) {
 #endif
 }
 
-// kOnePair: at most two chunks of planes, 128 dimensions.
+// kOnePair: at most two chunks of planes, head_dim up to 128.
 template <Keep kKeep, int32_t kQueries, bool kOnePair>
 void score_all(const PlaneQueries& queries, int32_t first_query, const PlaneBlocks& blocks, const PlaneOutput& output) {
   const Bytes d8;
@@ -270,18 +265,17 @@ void score_all(const PlaneQueries& queries, int32_t first_query, const PlaneBloc
   const int64_t query_bytes = plane_table_bytes(queries.num_planes);
   const int8_t* tables = queries.tables + first_query * query_bytes;
   const auto num_bytes = static_cast<int32_t>(hn::Lanes(d8));
-  const int32_t chunk = chunk_planes(queries.num_planes);
   for (int32_t block = 0; block < blocks.num_blocks; ++block) {
     Ahead<1> ahead(blocks, block);
     const auto* entry = reinterpret_cast<const uint8_t*>(blocks.entries[block]);
     for (int32_t byte = 0; byte < kPlaneTokens; byte += kVectorsAtOnce * num_bytes) {
       ByteVec even[kVectorsAtOnce][kQueries], odd[kVectorsAtOnce][kQueries];
       WordVec low[kVectorsAtOnce][kQueries], high[kVectorsAtOnce][kQueries];  // of the pairs before
-      for (int32_t plane = 0; plane < queries.num_planes; plane += 2 * chunk) {
-        const int32_t middle = std::min(queries.num_planes, plane + chunk);
-        const int32_t end = std::min(queries.num_planes, middle + chunk);
-        add_planes<kQueries>(entry + byte, queries.planes, tables, query_bytes, plane, middle, ahead, even);
-        add_planes<kQueries>(entry + byte, queries.planes, tables, query_bytes, middle, end, ahead, odd);
+      for (int32_t plane = 0; plane < queries.num_planes; plane += 2 * kChunkPlanes) {
+        const int32_t middle = std::min(queries.num_planes, plane + kChunkPlanes);
+        const int32_t end = std::min(queries.num_planes, middle + kChunkPlanes);
+        add_planes<kQueries>(entry + byte, tables, query_bytes, plane, middle, ahead, even);
+        add_planes<kQueries>(entry + byte, tables, query_bytes, middle, end, ahead, odd);
         if constexpr (kOnePair) break;
         for (int32_t i = 0; i < kVectorsAtOnce; ++i) {
           for (int32_t query = 0; query < kQueries; ++query) {
@@ -293,7 +287,7 @@ void score_all(const PlaneQueries& queries, int32_t first_query, const PlaneBloc
       }
       for (int32_t vector = 0; vector < kVectorsAtOnce; ++vector) {
         const int32_t first_token = (byte + vector * num_bytes) / 4;  // 16 bytes hold 4 tokens of each 16
-        const uint8_t* scales = entry + plane_scale_offset(queries.entry_planes, first_token);
+        const uint8_t* scales = entry + plane_scale_offset(queries.num_planes, first_token);
         float* row = output.scores + int64_t{block} * kPlaneTokens + first_token;
         FloatVec scale[kQuarters], best[kQuarters];
         for (int32_t i = 0; i < kQuarters; ++i) {
@@ -329,14 +323,14 @@ void score_all(const PlaneQueries& queries, int32_t first_query, const PlaneBloc
         }
       }
     }
-    ahead.fetch_rest();
+    while (ahead.left > 0) ahead.fetch_line();
   }
 }
 
 template <Keep kKeep, int32_t kQueries>
 void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneBlocks& blocks, const PlaneOutput& output) {
   const auto run =
-      num_plane_chunks(queries.num_planes) <= 2 ? &score_all<kKeep, kQueries, true> : &score_all<kKeep, kQueries, false>;
+      queries.num_planes <= 2 * kChunkPlanes ? &score_all<kKeep, kQueries, true> : &score_all<kKeep, kQueries, false>;
   run(queries, first_query, blocks, output);
 }
 
@@ -380,8 +374,8 @@ HWY_EXPORT(make_plane_table_simd);
 HWY_EXPORT(plane_scores_simd);
 HWY_EXPORT(largest_plane_scores_simd);
 
-float make_plane_table(const float* q, int32_t head_dim, const uint8_t* planes, int32_t num_planes, int8_t* table) {
-  return HWY_DYNAMIC_DISPATCH(make_plane_table_simd)(q, head_dim, planes, num_planes, table);
+float make_plane_table(const float* q, int32_t head_dim, int8_t* table) {
+  return HWY_DYNAMIC_DISPATCH(make_plane_table_simd)(q, head_dim, table);
 }
 
 void plane_scores(const PlaneQueries& queries, const PlaneBlocks& blocks, float* scores, int64_t score_stride) {

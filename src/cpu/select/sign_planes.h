@@ -2,7 +2,7 @@
 //
 // An entry describes 64 tokens: num_planes x 64 bytes of signs, then 64 scales (e4m4). A plane holds the signs of eight
 // consecutive dimensions, one byte per token and bit j for dimension 8 * plane + j (set: +1). So one vector holds one plane of
-// many tokens, and a byte is an index into a table of what its signs contribute. Queries may leave planes out. The score of a token is
+// many tokens, and a byte is an index into a table of what its signs contribute. The score of a token is
 //
 //   scale_t * step * sum over dimensions of +-round(q / step)
 //
@@ -10,7 +10,7 @@
 // patterns. Hence any lookup made of whole groups gives the same integer: 16 entries for half a byte (AVX2, NEON), 64 entries
 // for six bits (AVX-512 VBMI, which looks up 64 bytes at once; the two bits left over of three planes make another index). The
 // same sums on every instruction set. Rounding moves a score by at most scale_t * step * 1.5 * num_planes, and by scale_t *
-// step * sqrt(num_planes) / 2 as a standard deviation. The step is as small as sums over the dimensions of a chunk in one byte allow.
+// step * sqrt(num_planes) / 2 as a standard deviation. The step is as small as sums over 64 dimensions in one byte allow.
 //
 // The place of a token within a plane (plane_position) is such that widening sums to f32 leaves tokens in order.
 //
@@ -52,33 +52,20 @@ inline int64_t plane_code_offset(int32_t plane, int32_t token) {
 }
 inline int64_t plane_scale_offset(int32_t num_planes, int32_t token) { return int64_t{num_planes} * kPlaneTokens + token; }
 
-// Planes that are added up at a time: as many as fit a signed byte, 64 dimensions, or fewer of equal size. All planes that count
-// make one, two or more such chunks.
-inline constexpr int32_t kMaxChunkPlanes = 8;
-inline int32_t num_plane_chunks(int32_t num_planes) { return (num_planes + kMaxChunkPlanes - 1) / kMaxChunkPlanes; }
-inline int32_t chunk_planes(int32_t num_planes) {
-  const int32_t chunks = num_plane_chunks(num_planes);
-  return chunks == 0 ? 0 : (num_planes + chunks - 1) / chunks;
-}
-
 // Room for the tables of one query.
 inline int64_t plane_table_bytes(int32_t num_planes) { return (int64_t{num_planes} + (num_planes + 1) / 2) * kPlaneTokens; }
 
-// Fills the tables of one query for the planes that count, in the layout of the running instruction set, and returns the step. A
-// query that is zero or not finite gets the step 0.
+// Fills the tables of one query, in the layout of the running instruction set, and returns the step. A query that is zero or
+// not finite gets the step 0.
 float make_plane_table(const float* q,  // [head_dim] f32
                        int32_t head_dim,
-                       const uint8_t* planes,  // [num_planes] u8; ascending
-                       int32_t num_planes,
                        int8_t* table);  // [plane_table_bytes] i8; 64-byte aligned
 
 struct PlaneQueries {
   int32_t num_queries = 0;
-  int32_t num_planes = 0;           // that count
-  const uint8_t* planes = nullptr;  // [num_planes] u8; their numbers in an entry, ascending
-  int32_t entry_planes = 0;         // that an entry has
-  const int8_t* tables = nullptr;   // [num_queries, plane_table_bytes] i8; 64-byte aligned
-  const float* steps = nullptr;     // [num_queries] f32
+  int32_t num_planes = 0;
+  const int8_t* tables = nullptr;  // [num_queries, plane_table_bytes] i8; 64-byte aligned
+  const float* steps = nullptr;    // [num_queries] f32
 };
 
 struct PlaneBlocks {
@@ -86,11 +73,10 @@ struct PlaneBlocks {
   int32_t num_blocks = 0;
   const float* offsets = nullptr;  // [num_queries, offset_stride] f32; added to the scores of a block
   int64_t offset_stride = 0;
-  // Fetched into the L2 cache meanwhile, one for each block: `ahead_lines` of what each points to.
-  const std::byte* const* ahead = nullptr;  // [num_ahead] pointers to bytes
+  // Fetched into the L2 cache meanwhile, one for each block.
+  const std::byte* const* ahead = nullptr;  // [num_ahead] pointers to [ahead_bytes] bytes
   int32_t num_ahead = 0;                    // at most num_blocks
-  const uint8_t* ahead_lines = nullptr;     // [num_ahead_lines] u8; numbers of 64-byte lines
-  int32_t num_ahead_lines = 0;
+  int64_t ahead_bytes = 0;
 };
 
 void plane_scores(const PlaneQueries& queries, const PlaneBlocks& blocks,

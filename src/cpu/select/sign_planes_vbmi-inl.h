@@ -7,23 +7,21 @@ constexpr int32_t kTableBytes = 64;
 // Tables in the order of use: six bits of up to three planes, then the upper two bits of these.
 float make_plane_table_simd(const float* q,  // [head_dim] f32
                             int32_t head_dim,
-                            const uint8_t* planes,  // [num_planes] u8
-                            int32_t num_planes,
                             int8_t* table) {  // [plane_table_bytes] i8; 64-byte aligned
-  const TableStep scale = table_step(q, head_dim, planes, num_planes);
-  const int32_t size = chunk_planes(num_planes);
+  const TableStep scale = table_step(q, head_dim);
+  const int32_t num_planes = num_sign_planes(head_dim);
   alignas(64) int8_t ids[64];
   for (int32_t i = 0; i < 64; ++i) ids[i] = static_cast<int8_t>(i);
   const __m512i id = _mm512_load_si512(ids), low2 = _mm512_set1_epi8(3);
   const __m512i upper = _mm512_and_si512(_mm512_srli_epi16(id, 4), low2);
   const __m512i digits[kTilePlanes] = {upper, _mm512_and_si512(_mm512_srli_epi16(id, 2), low2), _mm512_and_si512(id, low2)};
-  for (int32_t chunk = 0; chunk < num_planes; chunk += size) {
-    const int32_t end = std::min(num_planes, chunk + size);
+  for (int32_t chunk = 0; chunk < num_planes; chunk += kChunkPlanes) {
+    const int32_t end = std::min(num_planes, chunk + kChunkPlanes);
     for (int32_t first = chunk; first < end; first += kTilePlanes) {
       __m512i left = _mm512_setzero_si512();
       for (int32_t plane = first; plane < std::min(end, first + kTilePlanes); ++plane, table += kTableBytes) {
         PlaneGroups groups;
-        fill_groups(q, head_dim, planes[plane], scale.inverse, groups);
+        fill_groups(q, head_dim, plane, scale.inverse, groups);
         const __m512i low = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(groups.low)));
         const __m512i middle = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(groups.middle)));
         const __m512i high = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(groups.high)));
@@ -62,8 +60,8 @@ HWY_INLINE void look_up(const __m512i (&index)[kBlocks],
 template <int32_t kQueries, int32_t kBlocks, int32_t kPlanes>
 HWY_INLINE const int8_t* add_tile_planes(
     const std::byte* const* entries,  // [kBlocks] pointers to [plane_block_bytes] bytes
-    const uint8_t* planes,            // [kPlanes] u8
-    const int8_t* table,              // [kPlanes + 1, kTableBytes] i8; of the first query
+    int32_t first,
+    const int8_t* table,  // [kPlanes + 1, kTableBytes] i8; of the first query
     int64_t query_bytes, __m512i (&sums)[kQueries * kBlocks], Ahead<kBlocks>& ahead) {
   static_assert(kPlanes >= 1 && kPlanes <= kTilePlanes);
   constexpr int kSelect = 0xca;  // a ? b : c
@@ -73,7 +71,7 @@ HWY_INLINE const int8_t* add_tile_planes(
     const __m512i taken = _mm512_set1_epi8(static_cast<char>(plane == 1 ? 0xc0 : 0xf0));  // bits that `left` has already
 #pragma GCC unroll 16
     for (int32_t block = 0; block < kBlocks; ++block) {
-      index[block] = _mm512_loadu_si512(entries[block] + int64_t{planes[plane]} * kPlaneTokens);
+      index[block] = _mm512_loadu_si512(entries[block] + int64_t{first + plane} * kPlaneTokens);
       left[block] =
           plane == 0 ? index[block]
                      : _mm512_ternarylogic_epi32(taken, left[block], _mm512_srli_epi16(index[block], 2 * plane), kSelect);
@@ -87,28 +85,21 @@ HWY_INLINE const int8_t* add_tile_planes(
   return table + (kPlanes + 1) * kTableBytes;
 }
 
-// A chunk of kSize planes, or with 0 of num_planes; returns the table after theirs.
-template <int32_t kQueries, int32_t kBlocks, int32_t kSize>
+template <int32_t kQueries, int32_t kBlocks>
 HWY_INLINE const int8_t* add_chunk(const std::byte* const* entries,  // [kBlocks] pointers to [plane_block_bytes] bytes
-                                   const uint8_t* planes,            // [num_planes] u8
-                                   int32_t num_planes,
+                                   int32_t first, int32_t end,
                                    const int8_t* table,  // [tables of the chunk, kTableBytes] i8; of the first query
                                    int64_t query_bytes, __m512i (&sums)[kQueries * kBlocks], Ahead<kBlocks>& ahead) {
-  const uint8_t* const end = planes + (kSize > 0 ? kSize : num_planes);
-  const auto add = [&]<int32_t kPlanes>() HWY_ATTR {
-    table = add_tile_planes<kQueries, kBlocks, kPlanes>(entries, planes, table, query_bytes, sums, ahead);
-    planes += kPlanes;
-  };
-  if constexpr (kSize > 0) {  // the common cases without loops
-    if constexpr (kSize >= 3) add.template operator()<3>();
-    if constexpr (kSize >= 6) add.template operator()<3>();
-    if constexpr (kSize % 3 > 0) add.template operator()<kSize % 3>();
-    static_assert(kSize <= kMaxChunkPlanes);
-    return table;
+  int32_t plane = first;
+  if (end - first == kChunkPlanes) {  // the common case without loops
+    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane, table, query_bytes, sums, ahead);
+    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane + 3, table, query_bytes, sums, ahead);
+    return add_tile_planes<kQueries, kBlocks, 2>(entries, plane + 6, table, query_bytes, sums, ahead);
   }
-  while (planes + 3 <= end) add.template operator()<3>();
-  if (planes + 2 == end) add.template operator()<2>();
-  if (planes + 1 == end) add.template operator()<1>();
+  for (; plane + 3 <= end; plane += 3)
+    table = add_tile_planes<kQueries, kBlocks, 3>(entries, plane, table, query_bytes, sums, ahead);
+  if (plane + 2 == end) return add_tile_planes<kQueries, kBlocks, 2>(entries, plane, table, query_bytes, sums, ahead);
+  if (plane + 1 == end) return add_tile_planes<kQueries, kBlocks, 1>(entries, plane, table, query_bytes, sums, ahead);
   return table;
 }
 
@@ -123,7 +114,7 @@ HWY_INLINE PairSums widen(__m512i even, __m512i odd) {
           _mm512_maddubs_epi16(ones, _mm512_unpackhi_epi8(even, odd))};
 }
 
-// kPlanes: num_planes, one chunk or two full ones, or 0 for any number.
+// kPlanes: num_planes, at most 16, or 0 for any number.
 template <Keep kKeep, int32_t kQueries, int32_t kBlocks, int32_t kPlanes>
 HWY_INLINE void score_tile(const PlaneQueries& queries, int32_t first_query,
                            const std::byte* const* entries,  // [kBlocks] pointers to [plane_block_bytes] bytes
@@ -135,28 +126,23 @@ HWY_INLINE void score_tile(const PlaneQueries& queries, int32_t first_query,
   const int8_t* table = queries.tables + first_query * query_bytes;
   PairSums kept[kOnePair ? 1 : kSums] = {};  // of the pairs before
   __m512i even[kSums], odd[kSums];
-  constexpr int32_t kEven = kPlanes > kMaxChunkPlanes ? kPlanes / 2 : kPlanes, kOdd = kPlanes - kEven;
-  const int32_t chunk = chunk_planes(num_planes);
-  for (int32_t first = 0; first < num_planes; first += 2 * chunk) {
-    const int32_t middle = std::min(num_planes, first + chunk), end = std::min(num_planes, middle + chunk);
+  for (int32_t plane = 0; plane < num_planes; plane += 2 * kChunkPlanes) {
+    const int32_t middle = std::min(num_planes, plane + kChunkPlanes);
+    const int32_t end = std::min(num_planes, middle + kChunkPlanes);
 #pragma GCC unroll 16
     for (int32_t i = 0; i < kSums; ++i) even[i] = odd[i] = _mm512_setzero_si512();
-    table = add_chunk<kQueries, kBlocks, kEven>(entries, queries.planes + first, middle - first, table, query_bytes, even,
-                                                ahead);
-    if constexpr (kOdd > 0 || kPlanes == 0) {
-      table = add_chunk<kQueries, kBlocks, kOdd>(entries, queries.planes + middle, end - middle, table, query_bytes, odd,
-                                                 ahead);
-    }
+    table = add_chunk<kQueries, kBlocks>(entries, plane, middle, table, query_bytes, even, ahead);
+    table = add_chunk<kQueries, kBlocks>(entries, middle, end, table, query_bytes, odd, ahead);
     if constexpr (kOnePair) break;
     for (int32_t i = 0; i < kSums && !kOnePair; ++i) {
       const PairSums pair = widen(even[i], odd[i]);
       kept[i] = {_mm512_add_epi16(kept[i].low, pair.low), _mm512_add_epi16(kept[i].high, pair.high)};
     }
   }
-  ahead.fetch_rest();
+  while (ahead.left > 0) ahead.fetch_line();
 #pragma GCC unroll 16
   for (int32_t block = 0; block < kBlocks; ++block) {
-    const auto* scales = reinterpret_cast<const uint8_t*>(entries[block]) + plane_scale_offset(queries.entry_planes, 0);
+    const auto* scales = reinterpret_cast<const uint8_t*>(entries[block]) + plane_scale_offset(num_planes, 0);
     const hn::FixedTag<float, 16> df;
     float* row = output.scores + block * kPlaneTokens;
     __m512 scale[kQuarters], best[kQuarters];
@@ -210,10 +196,7 @@ void score_all(const PlaneQueries& queries, int32_t first_query, const PlaneBloc
 
 template <Keep kKeep, int32_t kQueries>
 void score_blocks(const PlaneQueries& queries, int32_t first_query, const PlaneBlocks& blocks, const PlaneOutput& output) {
-  // All dimensions of 64 and 128, and 7/8 of them.
-  const auto run = queries.num_planes == 7    ? &score_all<kKeep, kQueries, 7>
-                   : queries.num_planes == 8  ? &score_all<kKeep, kQueries, 8>
-                   : queries.num_planes == 14 ? &score_all<kKeep, kQueries, 14>
+  const auto run = queries.num_planes == 8    ? &score_all<kKeep, kQueries, 8>
                    : queries.num_planes == 16 ? &score_all<kKeep, kQueries, 16>
                                               : &score_all<kKeep, kQueries, 0>;
   run(queries, first_query, blocks, output);
