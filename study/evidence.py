@@ -13,7 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from contexts import HeldOut, Measurement, add_common_flags, measurement_tasks, prepare_common, read_rows, run_tasks
+from contexts import (HeldOut, Measurement, add_common_flags, measurement_tasks, prepare_common, read_rows, run_program,
+                      run_tasks)
 
 AUDIT = "0.02"  # share of the sparse (layer, step) pairs that are recomputed densely
 POLICIES = ("50x", "100x")
@@ -25,9 +26,18 @@ SETS = {
 }
 
 
-def done(args, measurement) -> bool:
+def resolved(args):
+    """What each policy means to the program as it is: a recipe that has changed since is measured again."""
+    texts = {"dense": "dense"}
+    for policy in POLICIES:
+        command = [args.rarefy, "policy", "explain", policy, "--ctx-size", 16384, "--json"]
+        texts[policy] = json.loads(run_program(command))["policy_resolved"]
+    return texts
+
+
+def done(args, measurement, texts) -> bool:
     rows = read_rows(args.results / f"{measurement.verb}.jsonl")
-    return {"dense", *POLICIES} <= {row["policy"] for row in rows if row["set"] == measurement.name}
+    return set(texts.items()) <= {(row["policy"], row["policy_resolved"]) for row in rows if row["set"] == measurement.name}
 
 
 def report(args, measurement):
@@ -62,11 +72,12 @@ def main():
         if name not in known:
             sys.exit(f"evidence: expected one of {', '.join(known)}, got {name!r}")
     chosen = [measurement for measurement in measurements if not args.only or measurement.name in args.only]
+    texts = resolved(args)
     if args.list:
         for measurement in chosen:
-            print(f"{measurement.verb:<11} {measurement.name:<30} {'done' if done(args, measurement) else 'open'}")
+            print(f"{measurement.verb:<11} {measurement.name:<30} {'done' if done(args, measurement, texts) else 'open'}")
         return
-    waiting = [measurement for measurement in chosen if not done(args, measurement)]
+    waiting = [measurement for measurement in chosen if not done(args, measurement, texts)]
     tasks = measurement_tasks(HeldOut(args.model / "eval"), waiting, lambda measurement: report(args, measurement))
     run_tasks(tasks, args.jobs, "evidence", "contexts")
 
