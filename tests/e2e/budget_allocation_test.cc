@@ -130,7 +130,8 @@ TEST(BudgetAllocation, EdgesAreTheSmallestBudgetsAndDense) {
 TEST(BudgetLadder, PoliciesSayWhatWasChosenAndParseBack) {
   Policy base = *Policy::parse("50x index=q2 sink=8");
   const Policy fractions = with_densities(base, {0, 2, 4, 5}, {0.012, 0.034567, 0.012, 1.0}, 10000);
-  EXPECT_EQ(fractions.to_string(), "total=0.012 sink=8 local=32 index=q2 spend=priority min=512 dense_layers=5 total@2=0.0346");
+  EXPECT_EQ(fractions.to_string(),
+            "total=0.012 sink=8 local=32 index=q2 spend=priority min=512 dense_layers=5 total@2=0.0346");
   EXPECT_EQ(*Policy::parse(fractions.to_string()), fractions);
   base = *Policy::parse("total=100 index=q2");
   const Policy tokens = with_densities(base, {0, 1, 2, 3}, {0.012, 0.03, 0.03, 0.012}, 10000);

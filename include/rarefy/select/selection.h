@@ -72,7 +72,7 @@ class Selection {
   // Bounds what list `kv_head` of the last select() leaves out, by the bounds of the selector. Pre: selector().has_bounds();
   // `set` and the sequence are as select() left them.
   void bound_outside(int32_t kv_head, IndexSet& set,
-                     const float* lse,              // [group] f32; of the list's tokens without weights
+                     const float* lse,        // [group] f32; of the list's tokens without weights
                      OutsideBound* outside);  // not a tensor: one for each of the group's query heads
 
   const Selector& selector() const;
