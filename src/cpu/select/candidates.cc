@@ -46,11 +46,11 @@ HWY_INLINE F32Vec uniforms(ListKey key, hn::Vec<I32> token_ids) {
   const I32 di;
   const U32 du;
   const auto tokens = hn::BitCast(du, token_ids);
-  const auto place = hn::Set(du, kPairDistance - 1), upper16 = hn::Set(du, 0xffff0000u);
-  const auto pairs = hn::Or(hn::AndNot(place, hn::ShiftRight<1>(hn::AndNot(place, tokens))), hn::And(tokens, place));
+  static_assert(kPairDistance == 16);  // shifts by 4 and 5 are token_pair()
+  const auto pairs = hn::Or(hn::ShiftLeft<4>(hn::ShiftRight<5>(tokens)), hn::And(tokens, hn::Set(du, kPairDistance - 1)));
   const auto pair = counter_hashes(key, pairs);
   const auto is_first = hn::Eq(hn::And(tokens, hn::Set(du, kPairDistance)), hn::Zero(du));
-  const auto upper = hn::IfThenElse(is_first, hn::And(pair, upper16), hn::ShiftLeft<16>(pair));
+  const auto upper = hn::IfThenElse(is_first, hn::And(pair, hn::Set(du, 0xffff0000u)), hn::ShiftLeft<16>(pair));
   const auto own = counter_hashes(key, hn::Xor(tokens, hn::Set(du, 0x80000000u)));
   const auto hash = hn::Or(upper, hn::ShiftRight<16>(own));
   const auto units = hn::ConvertTo(df, hn::BitCast(di, hn::ShiftRight<1>(hash)));
